@@ -1,0 +1,136 @@
+"""The question: which distribution over a model's parameters produces an emergent property?"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool
+
+from ._property import Constraint, EmergentProperty
+from ._registry import Provider, Registry
+from ._simulator import Simulator
+from ._types import Key, Moments, Scalar, Sites, Unconstrained
+
+
+class Evaluation(NamedTuple):
+    """What the loss needs of one draw.
+
+    Attributes:
+        log_base: Log density of the base measure in unconstrained coordinates, nats.
+        log_det: ``log |dz/du|``, nats; ``log q(u) - log_det`` is the guide's density of the parameters.
+        moments: The constrained moments ``T``, shape [M].
+        finite: Whether all of these are finite.
+    """
+
+    log_base: Scalar
+    log_det: Scalar
+    moments: Moments
+    finite: Bool[Array, ""]
+
+
+class Problem(eqx.Module):
+    """A NumPyro model, an emergent property of it, and a base measure.
+
+    The answer is the distribution ``q`` that maximises ``-KL(q || base)`` among all with ``E_q[T] = target``.
+
+    Args:
+        model: A NumPyro model that observes nothing.
+        property: The statistics and their targets.
+        parameters: The sites whose distribution is asked for; all unobserved ones by default. Every other random site
+            is the simulator's own noise.
+        base: ``"prior"``, the parameters' joint prior in the model, or ``"lebesgue"``, which asks for plain maximum
+            entropy (Bittner et al. 2021). They are the same question where the prior is uniform.
+        model_args: Positional arguments of the model.
+        model_kwargs: Keyword arguments of the model.
+        name: Printed and exported; the model's function name by default.
+
+    Raises:
+        ValueError: If the parameters, the base or a target do not fit the model.
+        TypeError: If ``model`` is not callable or ``property`` not an `EmergentProperty`.
+    """
+
+    simulator: Simulator
+    property: EmergentProperty
+    base: Literal["prior", "lebesgue"] = eqx.field(static=True)
+    constraints: tuple[Constraint, ...] = eqx.field(static=True)
+    name: str = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        property: EmergentProperty,
+        *,
+        parameters: Sequence[str] | None = None,
+        base: Literal["prior", "lebesgue"] = "prior",
+        model_args: tuple[Any, ...] = (),
+        model_kwargs: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ):
+        if not callable(model):
+            raise TypeError(f"Expected a NumPyro model (a function); got {type(model).__name__}.")
+        if not isinstance(property, EmergentProperty):
+            raise TypeError(f"Expected an EmergentProperty; got {type(property).__name__}.")
+        if isinstance(parameters, str):
+            raise TypeError(f"Expected a sequence of site names; got the string {parameters!r}. Write ({parameters!r},).")
+        if parameters is not None and not parameters:
+            raise ValueError("Expected at least one parameter; got an empty sequence. Leave it out for all sites.")
+        if base not in ("prior", "lebesgue"):
+            raise ValueError(f"Expected base 'prior' or 'lebesgue'; got {base!r}.")
+        self.simulator = Simulator(model, parameters=parameters or (), args=model_args, kwargs=model_kwargs)
+        self.property = property
+        self.base = base
+        self.constraints = tuple(property.constraints(self._abstract_sites()))
+        self.name = name or getattr(model, "__name__", type(model).__name__)
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained coordinates, D."""
+        return self.simulator.dim
+
+    @property
+    def target(self) -> np.ndarray:
+        """Targets of the constrained moments, shape [M], each in its own unit."""
+        return np.array([constraint.target for constraint in self.constraints])
+
+    def evaluate(self, key: Key, unconstrained: Unconstrained) -> Evaluation:
+        """Run one draw and measure it. Batch it with ``jax.vmap``."""
+        draw = self.simulator(key, unconstrained)
+        moments = self.property.moments(self.property.values(draw.sites))
+        log_base = draw.log_det + (draw.log_prior if self.base == "prior" else 0.0)
+        finite = jnp.all(jnp.isfinite(moments)) & jnp.isfinite(log_base)
+        return Evaluation(log_base, draw.log_det, moments, finite)
+
+    def _abstract_sites(self) -> Sites:
+        zeros = jnp.zeros(self.simulator.dim)
+        return jax.eval_shape(lambda: self.simulator(jax.random.key(0), zeros).sites)
+
+
+def _validate(name: str, found: Any) -> Callable[..., Problem]:
+    if not callable(found):
+        raise TypeError(f"Expected a function that returns a numpyro_epi Problem; got {type(found).__name__}.")
+    return found
+
+
+_REGISTRY = Registry("numpyro_epi.problems", kind="problem", validate=_validate)
+
+
+def get_problem(name: str, **arguments: Any) -> Problem:
+    """Build a registered problem by name, ``topic.name``, passing its function the arguments given.
+
+    Raises:
+        LookupError: If nobody registers the name, or several packages do.
+        PluginError: If the plugin that registers it is broken.
+        TypeError: If the registered function does not take the arguments, or returns something else.
+    """
+    problem = _REGISTRY.get(name)(**arguments)
+    if not isinstance(problem, Problem):
+        raise TypeError(f"Expected registered problem {name!r} to return a Problem; got {type(problem).__name__}.")
+    return problem
+
+
+def list_problems() -> list[Provider]:
+    """Every registered problem with its package and version; nothing is imported."""
+    return _REGISTRY.providers()

@@ -1,0 +1,248 @@
+"""One NumPyro model as pure functions of one unconstrained draw and a key."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array
+from numpyro import handlers
+from numpyro.distributions import biject_to
+
+from ._types import Key, Scalar, Sites, Unconstrained
+
+
+class Parameter(NamedTuple):
+    """A site that the guide owns.
+
+    Attributes:
+        name: The site's name in the model.
+        shape: Shape of its value, batch and event dimensions together.
+        unconstrained_shape: Shape of its image under the inverse of ``biject_to(support)``.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    unconstrained_shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of unconstrained coordinates."""
+        return math.prod(self.unconstrained_shape)
+
+
+class Draw(NamedTuple):
+    """One run of the model at given parameters.
+
+    Attributes:
+        sites: Every parameter, deterministic and noise value, by site name.
+        log_prior: Sum of the parameter sites' log densities, nats.
+        log_det: ``log |dz/du|`` of the parameters' constraining transforms, nats.
+    """
+
+    sites: Sites
+    log_prior: Scalar
+    log_det: Scalar
+
+
+class Simulator(eqx.Module):
+    """A NumPyro model, traced once, as pure functions.
+
+    Supports are read again in every run, so a support that depends on another parameter is right.
+
+    Args:
+        model: A NumPyro model.
+        parameters: Names of the sites the guide owns; empty means every unobserved sample site.
+        args: Positional arguments of the model.
+        kwargs: Keyword arguments of the model.
+
+    Raises:
+        ValueError: If a named parameter is unknown, observed, discrete or repeated, if there is none, or if the
+            model observes data or holds a ``numpyro.param``.
+    """
+
+    model: Callable[..., Any] = eqx.field(static=True)
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    parameters: tuple[Parameter, ...] = eqx.field(static=True)
+    noise: tuple[str, ...] = eqx.field(static=True)
+    deterministics: tuple[str, ...] = eqx.field(static=True)
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        parameters: Sequence[str] = (),
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ):
+        self.model = model
+        self.args = tuple(args)
+        self.kwargs = dict(kwargs or {})
+        sites = _inspect(model, self.args, self.kwargs)
+        latent = [site for site in sites if site.kind == "latent"]
+        _check_names(tuple(parameters), sites)
+        names = tuple(parameters) or tuple(site.name for site in latent)
+        self.parameters = tuple(
+            Parameter(site.name, site.shape, site.unconstrained_shape) for site in latent if site.name in names
+        )
+        random = [site.name for site in sites if site.kind in ("latent", "discrete")]
+        self.noise = tuple(name for name in random if name not in names)
+        self.deterministics = tuple(site.name for site in sites if site.kind == "deterministic")
+
+    @property
+    def dim(self) -> int:
+        """Number of unconstrained coordinates, D."""
+        return sum(parameter.size for parameter in self.parameters)
+
+    def unpack(self, unconstrained: Unconstrained) -> dict[str, Array]:
+        """Split a vector into the parameters' unconstrained values, in the model's order."""
+        values, start = {}, 0
+        for parameter in self.parameters:
+            flat = unconstrained[start : start + parameter.size]
+            values[parameter.name] = flat.reshape(parameter.unconstrained_shape)
+            start += parameter.size
+        return values
+
+    def __call__(self, key: Key, unconstrained: Unconstrained) -> Draw:
+        """Run the model once at one unconstrained draw."""
+        pieces = self.unpack(unconstrained)
+        log_dets = []
+
+        def place(site):
+            if site["name"] not in pieces:
+                return None
+            u = pieces[site["name"]]
+            transform = biject_to(site["fn"].support)
+            value = transform(u)
+            log_dets.append(jnp.sum(transform.log_abs_det_jacobian(u, value)))
+            return value
+
+        trace = self._trace(key, place)
+        return Draw(_values(trace), self._log_prior(trace), sum(log_dets, jnp.zeros(())))
+
+    def simulate(self, key: Key, values: Sites) -> Draw:
+        """Run the model once at constrained parameter values; ``log_det`` belongs to their unconstrained image."""
+        log_dets = []
+
+        def place(site):
+            if site["name"] not in values or site["name"] not in self.names:
+                return None
+            value = values[site["name"]]
+            transform = biject_to(site["fn"].support)
+            log_dets.append(jnp.sum(transform.log_abs_det_jacobian(transform.inv(value), value)))
+            return value
+
+        trace = self._trace(key, place)
+        return Draw(_values(trace), self._log_prior(trace), sum(log_dets, jnp.zeros(())))
+
+    def unconstrain(self, values: Sites) -> Unconstrained:
+        """Map constrained parameter values of one draw to the unconstrained vector."""
+        pieces = {}
+
+        def place(site):
+            if site["name"] not in self.names:
+                return None
+            value = jnp.asarray(values[site["name"]])
+            pieces[site["name"]] = biject_to(site["fn"].support).inv(value)
+            return value
+
+        self._trace(jax.random.key(0), place)
+        return ravel_pytree([pieces[name] for name in self.names])[0]
+
+    def sample_prior(self, key: Key) -> Unconstrained:
+        """Draw from the model's own prior, in unconstrained coordinates.
+
+        Raises:
+            NotImplementedError: By NumPyro, if a parameter's prior is improper.
+        """
+        return self.unconstrain(_values(self._trace(key, lambda site: None)))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the parameters, in the model's order."""
+        return tuple(parameter.name for parameter in self.parameters)
+
+    def _trace(self, key: Key, place: Callable[[dict], Array | None]) -> dict[str, dict]:
+        def substitute(site):
+            return place(site) if site["type"] == "sample" else None
+
+        seeded = handlers.substitute(handlers.seed(self.model, key), substitute_fn=substitute)
+        return handlers.trace(seeded).get_trace(*self.args, **self.kwargs)
+
+    def _log_prior(self, trace: dict[str, dict]) -> Scalar:
+        sites = [trace[name] for name in self.names]
+        return sum((jnp.sum(site["fn"].log_prob(site["value"])) for site in sites), jnp.zeros(()))
+
+
+class _Site(NamedTuple):
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    unconstrained_shape: tuple[int, ...]
+
+
+def _inspect(model: Callable[..., Any], args: tuple, kwargs: dict) -> list[_Site]:
+    """List the model's sites without computing anything."""
+    found: list[_Site] = []
+
+    def start(site):
+        # Improper priors cannot be drawn from, so every continuous site starts at the image of zero.
+        if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
+            return None
+        transform = biject_to(site["fn"].support)
+        return transform(jnp.zeros(transform.inverse_shape(site["fn"].shape())))
+
+    def run():
+        seeded = handlers.substitute(handlers.seed(model, jax.random.key(0)), substitute_fn=start)
+        for site in handlers.trace(seeded).get_trace(*args, **kwargs).values():
+            found.append(_describe(site))
+
+    jax.eval_shape(run)
+    return found
+
+
+def _describe(site: dict) -> _Site:
+    name, shape = site["name"], jnp.shape(site["value"]) if site["value"] is not None else ()
+    if site["type"] != "sample":
+        return _Site(name, site["type"], shape, ())
+    if site["is_observed"]:
+        return _Site(name, "observed", shape, ())
+    if site["fn"].support.is_discrete:
+        return _Site(name, "discrete", shape, ())
+    return _Site(name, "latent", shape, biject_to(site["fn"].support).inverse_shape(shape))
+
+
+def _values(trace: dict[str, dict]) -> dict[str, Array]:
+    return {name: site["value"] for name, site in trace.items() if site["type"] in ("sample", "deterministic")}
+
+
+def _check_names(names: tuple[str, ...], sites: list[_Site]) -> None:
+    kinds = {site.name: site.kind for site in sites}
+    latent = [site.name for site in sites if site.kind == "latent"]
+    if data := [site.name for site in sites if site.kind == "observed"]:
+        raise ValueError(
+            f"Expected a model that observes nothing; got the observed or factor site(s) {data}. An emergent property "
+            "replaces data: call the model without them, or hide them with numpyro.handlers.block."
+        )
+    if params := [site.name for site in sites if site.kind == "param"]:
+        raise ValueError(f"Expected random sites only; got numpyro.param site(s) {params}. Make them sample sites.")
+    discrete = [site.name for site in sites if site.kind == "discrete"]
+    if bad := [name for name in names if kinds.get(name) == "discrete"]:
+        raise ValueError(f"Expected continuous parameters; got the discrete site(s) {bad}. A flow has no such draws.")
+    if discrete and not names:
+        raise ValueError(
+            f"Expected continuous parameters; the model also draws the discrete site(s) {discrete}. If they are the "
+            f"simulator's own noise, say which sites are parameters: parameters={tuple(latent)}."
+        )
+    if not latent:
+        raise ValueError(f"Expected at least one parameter; the model has no unobserved sample site, only {kinds}.")
+    if unknown := [name for name in names if name not in kinds]:
+        raise ValueError(f"Expected parameters among the sample sites {latent}; got {unknown}.")
+    if wrong := [name for name in names if kinds[name] != "latent"]:
+        raise ValueError(f"Expected parameters among the sample sites {latent}; {wrong} are not random.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"Expected each parameter once; got {names}.")

@@ -1,0 +1,18 @@
+"""Array aliases. Dims: M constraints, D unconstrained size, N draws, epochs."""
+
+from collections.abc import Mapping
+from typing import TypeAlias
+
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+Key: TypeAlias = PRNGKeyArray
+Scalar: TypeAlias = Float[Array, ""]
+Sites: TypeAlias = Mapping[str, Array]
+"""The sites of one draw, by name: parameters, deterministics and simulated noise."""
+Unconstrained: TypeAlias = Float[Array, " D"]
+Draws: TypeAlias = Float[Array, "N D"]
+PerDraw: TypeAlias = Float[Array, " N"]
+Finite: TypeAlias = Bool[Array, " N"]
+Moments: TypeAlias = Float[Array, " M"]
+MomentDraws: TypeAlias = Float[Array, "N M"]
+Metric: TypeAlias = Float[Array, "M M"]
