@@ -1,0 +1,435 @@
+"""A result as data: labelled groups for ArviZ 0.x and 1.x, written to and read from NetCDF or Zarr."""
+
+import importlib.util
+import itertools
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from jaxtyping import Array, Bool
+
+from ._problem import Problem, list_problems
+from ._simulator import Draw, Simulator
+from ._types import Draws, Key, PerDraw, Scalar, Unconstrained
+from .statistics import Statistic, list_statistics
+
+SAMPLE_DIMS = ("chain", "draw")
+"""Dims along which ArviZ finds independent or successive draws."""
+
+_MARK = "numpyro_epi_version"
+_INDEPENDENT = "Chains are a split of independent draws: nothing is correlated along draw or chain."
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """What `result_groups` reads of a result."""
+
+    problem: Problem
+    flow: Any
+    status_name: str
+    status_message: str
+    satisfied: bool
+    entropy: float
+    seconds: float
+    seed: str
+    settings: Mapping[str, Any]
+    certificate: Any
+    constraints: xr.Dataset
+    history: xr.Dataset
+
+
+def result_groups(
+    result: Exportable, *, key: Key, num_chains: int = 4, num_draws: int = 500
+) -> tuple[dict[str, xr.Dataset], dict[str, Any]]:
+    """Measure fresh draws of the guide and of the prior, and lay them out as ArviZ groups.
+
+    Args:
+        result: What a fit returned.
+        key: Every draw and simulation comes from it.
+        num_chains: Independent draws are split into this many chains; ArviZ compares chains.
+        num_draws: Draws in one chain.
+
+    Returns:
+        The groups ``posterior``, ``posterior_predictive``, ``sample_stats``, ``prior``, ``prior_predictive``,
+        ``sample_stats_prior``, ``constant_data`` and ``optimization``, and the root attributes. An improper prior
+        cannot be drawn from, so its three groups are left out. Cost: ``num_chains * num_draws`` simulations, twice.
+
+    Raises:
+        ValueError: If a count is not positive.
+    """
+    if num_chains < 1 or num_draws < 1:
+        raise ValueError(f"Expected at least one chain and one draw; got {num_chains} chains of {num_draws} draws.")
+    shape, problem = (num_chains, num_draws), result.problem
+    guide_key, prior_key = jax.random.split(key)
+    measured = _from_guide(problem, result.flow, guide_key, math.prod(shape))
+    groups = _draw_groups(problem, measured, shape, ("posterior", "posterior_predictive", "sample_stats"))
+    try:
+        measured = _from_prior(problem, prior_key, math.prod(shape))
+    except NotImplementedError:  # NumPyro's word for an improper prior.
+        pass
+    else:
+        groups |= _draw_groups(problem, measured, shape, ("prior", "prior_predictive", "sample_stats_prior"))
+    groups["constant_data"] = _constant_data(result)
+    groups["optimization"] = result.history
+    return groups, _root_attributes(result)
+
+
+def to_datatree(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> xr.DataTree:
+    """Gather groups in one tree that NetCDF and Zarr can hold.
+
+    ``/`` in a name becomes ``.``, and the variable keeps its ``original_name`` as an attribute. A complex variable
+    becomes two, ``.real`` and ``.imag``. Attributes become text, integers or floats: flags 0 or 1, None an empty text,
+    anything nested JSON.
+    """
+    tree = xr.DataTree.from_dict({name: _portable(dataset) for name, dataset in groups.items()})
+    tree.attrs = _attributes(attrs)
+    return tree
+
+
+def to_arviz(tree: xr.DataTree) -> Any:
+    """Hand out what the installed ArviZ calls its container: an ``InferenceData`` (0.x) or the tree itself (1.x)."""
+    import arviz as az
+
+    return tree if int(az.__version__.split(".")[0]) >= 1 else az.InferenceData.from_datatree(tree)
+
+
+def as_datatree(exported: Any) -> xr.DataTree:
+    """Take exported data in any of its forms: a tree, an ArviZ 0.x ``InferenceData``, or a path to read.
+
+    Raises:
+        TypeError: If it is none of these.
+    """
+    if isinstance(exported, xr.DataTree):
+        return exported
+    if isinstance(exported, str | os.PathLike):
+        return read_arviz(exported)
+    if hasattr(exported, "to_datatree"):
+        return exported.to_datatree()
+    raise TypeError(
+        f"Expected exported data (a DataTree, an InferenceData or a path); got {type(exported).__name__}. A result "
+        "exports itself: result.to_arviz()."
+    )
+
+
+def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> None:
+    """Write exported data to ``path``, all of it or nothing.
+
+    Args:
+        tree: A tree, or an ArviZ 0.x ``InferenceData``.
+        path: ``.nc`` for NetCDF, ``.zarr`` for a Zarr folder.
+        overwrite: Replace what is there, if it is a file or a Zarr folder.
+
+    Raises:
+        ValueError: If the suffix is neither.
+        FileNotFoundError: If the parent folder is missing.
+        FileExistsError: If something is there, and ``overwrite`` is false or it is of another kind.
+        PermissionError: If the folder cannot be written.
+        ImportError: If Zarr is asked for and not installed.
+    """
+    tree, target = as_datatree(tree), Path(path)
+    tree = to_datatree(tree.to_dict(), tree.attrs)
+    _check_target(target, overwrite)
+    token = uuid.uuid4().hex
+    fresh, old = target.with_name(f".{token}.partial"), target.with_name(f".{token}.replaced")
+    try:
+        if target.suffix == ".nc":
+            tree.to_netcdf(fresh, engine="h5netcdf")
+        else:
+            # Format 2 has a specification for text and for metadata in one place; format 3 has neither yet.
+            tree.to_zarr(fresh, zarr_format=2, consolidated=True)
+            if target.exists():
+                target.rename(old)
+        os.replace(fresh, target)
+    finally:
+        _discard(fresh, old, target)
+
+
+def read_arviz(path: str | os.PathLike[str]) -> xr.DataTree:
+    """Read an exported file into memory and close it; it needs no model, no flow and no ArviZ.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the suffix is unknown, the file is truncated or damaged, or something else wrote it.
+        ImportError: If it is a Zarr folder and Zarr is not installed.
+    """
+    source = Path(path)
+    engine = _engine(source)
+    if not source.exists():
+        raise FileNotFoundError(f"Expected an exported result at {source}; there is no such file.")
+    try:
+        with xr.open_datatree(source, engine=engine) as opened:
+            groups, attrs = opened.load().to_dict(), dict(opened.attrs)
+    # Each storage library fails in its own way on a damaged file: say which file, and keep the cause.
+    except Exception as error:
+        raise ValueError(
+            f"Expected a complete exported result at {source}; reading it failed: {error}. It may be truncated, or not "
+            "what its suffix says. Export it again."
+        ) from error
+    if _MARK not in attrs:
+        raise ValueError(
+            f"Expected a file that numpyro_epi exported (attribute {_MARK!r}); {source} has {sorted(attrs)}."
+        )
+    return to_datatree(groups, attrs)
+
+
+class _Measured(NamedTuple):
+    draw: Draw
+    values: dict[str, Array]
+    finite: Bool[Array, ""]
+    log_density: Scalar | PerDraw
+
+
+class _Variable(NamedTuple):
+    values: np.ndarray
+    dims: tuple[str, ...]
+    labels: tuple[np.ndarray, ...]
+    attrs: dict[str, str]
+
+
+def _measure(problem: Problem, key: Key, unconstrained: Unconstrained) -> _Measured:
+    draw = problem.simulator(key, unconstrained)
+    values = problem.property.values(draw.sites)
+    finite = jnp.all(jnp.isfinite(problem.property.moments(values))) & jnp.isfinite(draw.log_prior)
+    return _Measured(draw, values, finite, draw.log_prior)
+
+
+def _from_guide(problem: Problem, flow: Any, key: Key, num_draws: int) -> _Measured:
+    @eqx.filter_jit
+    def sample(flow, key):
+        flow_key, noise_key = jax.random.split(key)
+        unconstrained, log_q = flow.sample_and_log_prob(flow_key, (num_draws,))
+        found = _batch(problem, noise_key, unconstrained)
+        log_density = log_q - found.draw.log_det
+        return found._replace(log_density=log_density, finite=found.finite & jnp.isfinite(log_density))
+
+    return jax.device_get(sample(flow, key))
+
+
+def _from_prior(problem: Problem, key: Key, num_draws: int) -> _Measured:
+    @jax.jit
+    def sample(key):
+        prior_key, noise_key = jax.random.split(key)
+        unconstrained = jax.vmap(problem.simulator.sample_prior)(jax.random.split(prior_key, num_draws))
+        return _batch(problem, noise_key, unconstrained)
+
+    return jax.device_get(sample(key))
+
+
+def _batch(problem: Problem, key: Key, unconstrained: Draws) -> _Measured:
+    keys = jax.random.split(key, len(unconstrained))
+    return jax.vmap(lambda key, u: _measure(problem, key, u))(keys, unconstrained)
+
+
+def _draw_groups(
+    problem: Problem, measured: _Measured, shape: tuple[int, int], names: tuple[str, str, str]
+) -> dict[str, xr.Dataset]:
+    simulator, sites = problem.simulator, measured.draw.sites
+    parameters = {name: _variable(name, sites[name], {"kind": "parameter"}) for name in simulator.names}
+    predicted = {
+        s.name: _predicted(s, measured.values[s.name]) for s in (t.statistic for t in problem.property.targets)
+    }
+    kinds = {name: "deterministic" for name in simulator.deterministics} | {name: "noise" for name in simulator.noise}
+    for name, kind in kinds.items():
+        predicted[_free(name, predicted, prefix="site.")] = _variable(name, sites[name], {"kind": kind})
+    stats = {"lp": measured.log_density, "log_prior": measured.draw.log_prior, "finite": measured.finite}
+    quality = {name: _variable(name, values, {"kind": "quality"}) for name, values in stats.items()}
+    return {name: _dataset(group, shape) for name, group in zip(names, (parameters, predicted, quality), strict=True)}
+
+
+def _predicted(statistic: Statistic, values: Array) -> _Variable:
+    attrs = {"kind": "statistic", "unit": statistic.unit}
+    return _variable(statistic.name, values, attrs, statistic.dims, statistic.coords)
+
+
+def _variable(
+    name: str,
+    values: Array,
+    attrs: Mapping[str, str],
+    dims: tuple[str, ...] = (),
+    coords: Mapping[str, Sequence[Any]] = MappingProxyType({}),
+) -> _Variable:
+    sizes = values.shape[1:]
+    dims = dims or tuple(f"{name}_dim_{i}" for i in range(len(sizes)))
+    labels = tuple(_axis(coords.get(dim), size) for dim, size in zip(dims, sizes, strict=True))
+    return _Variable(np.asarray(values), dims, labels, {"original_name": name, **attrs})
+
+
+def _axis(coord: Sequence[Any] | None, size: int) -> np.ndarray:
+    if coord is None:
+        return np.arange(size)
+    names, labels = [str(label) for label in coord], np.asarray(coord)
+    # Mixed types, such as 1 and 2.5, would change how a label prints, and with it the constraint's name.
+    faithful = labels.ndim == 1 and labels.dtype.kind in "iufbU" and [str(label) for label in labels] == names
+    return labels if faithful else np.asarray(names)
+
+
+def _dataset(variables: Mapping[str, _Variable], shape: tuple[int, int]) -> xr.Dataset:
+    """Two variables share a dim only where they also share its labels."""
+    axes: dict[str, np.ndarray] = {dim: np.arange(size) for dim, size in zip(SAMPLE_DIMS, shape, strict=True)}
+    data: dict[str, tuple] = {}
+    for name, variable in variables.items():
+        dims = list(SAMPLE_DIMS)
+        for dim, labels in zip(variable.dims, variable.labels, strict=True):
+            blocked = {*dims, *variables, *(d for d, known in axes.items() if not np.array_equal(known, labels))}
+            dims.append(_free(dim, blocked, prefix=f"{name}_"))
+            axes[dims[-1]] = labels
+        values = variable.values.reshape(*shape, *variable.values.shape[1:])
+        data[_free(name, SAMPLE_DIMS, prefix="site.")] = (dims, values, variable.attrs)
+    return xr.Dataset(data, coords=axes, attrs={"draws": _INDEPENDENT})
+
+
+def _free(name: str, blocked: Iterable[str], *, prefix: str) -> str:
+    tries = itertools.chain([name], (prefix + name + "_" * i for i in itertools.count()))
+    return next(found for found in tries if found not in blocked)
+
+
+def _constant_data(result: Exportable) -> xr.Dataset:
+    problem, data = result.problem, result.constraints.copy()
+    data["statistic"] = ("constraint", np.array([constraint.statistic for constraint in problem.constraints]))
+    for name, ends in _bounds(problem.simulator).items():
+        for side, end in zip(("lower", "upper"), ends, strict=True):
+            dims = [f"{name}_dim_{i}" for i in range(end.ndim)]
+            data[f"{name}_{side}"] = (dims, end, {"kind": f"{side} bound", "parameter": name})
+    return data
+
+
+def _bounds(simulator: Simulator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Ends of every support that is an interval or a half-line, the same wherever the other parameters are."""
+    shapes = {parameter.name: parameter.shape for parameter in simulator.parameters}
+    key = jax.random.key(0)
+
+    def ends(unconstrained: Unconstrained) -> dict[str, tuple[Array, Array]]:
+        sites, found = simulator(key, unconstrained).sites, {}
+
+        def place(site):
+            if site["name"] in shapes:
+                found[site["name"]] = _interval(site["fn"].support, shapes[site["name"]])
+            return sites.get(site["name"])
+
+        simulator._trace(key, place)
+        return {name: pair for name, pair in found.items() if pair is not None}
+
+    # Three places tell a fixed support from a moving one. Compiled, so that a simulation nobody asks for is not run.
+    places = np.random.default_rng(0).normal(size=(3, simulator.dim)).astype(np.float32)
+    found = jax.device_get(jax.jit(jax.vmap(ends))(places))
+    return {name: (low[0], high[0]) for name, (low, high) in found.items() if _fixed(low) and _fixed(high)}
+
+
+def _fixed(ends: np.ndarray) -> bool:
+    return bool(np.all(ends == ends[0]))
+
+
+def _interval(support: Any, shape: tuple[int, ...]) -> tuple[Array, Array] | None:
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    if low is None and high is None:
+        return None
+    ends = (-jnp.inf if low is None else low, jnp.inf if high is None else high)
+    return jnp.broadcast_to(jnp.asarray(ends[0], float), shape), jnp.broadcast_to(jnp.asarray(ends[1], float), shape)
+
+
+def _root_attributes(result: Exportable) -> dict[str, Any]:
+    plugins = {p.distribution: p.version for p in (*list_statistics(), *list_problems())}
+    versions = {f"{name}_version": version(name) for name in ("jax", "numpyro", "flowjax", "arviz")}
+    return {
+        "status": result.status_name,
+        "status_message": result.status_message,
+        "satisfied": bool(result.satisfied),
+        "entropy": float(result.entropy),
+        "gap": math.nan if result.certificate is None else float(result.certificate.gap),
+        "seconds": float(result.seconds),
+        "problem": result.problem.name,
+        "base": result.problem.base,
+        "seed": result.seed,
+        "settings": dict(result.settings),
+        _MARK: version("numpyro-epi"),
+        **versions,
+        "plugins": {name: number for name, number in plugins.items() if name != "numpyro-epi"},
+        "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "inference_library": "numpyro_epi",
+    }
+
+
+def _portable(dataset: xr.Dataset) -> xr.Dataset:
+    originals: dict[str, str] = {}
+    taken = {*dataset.variables, *dataset.dims}
+    for name in sorted(str(name) for name in taken if "/" in str(name)):
+        originals[_free(name.replace("/", "."), {*taken, *originals}, prefix="site.")] = name
+    data: dict[str, tuple] = {}
+    for name, variable in dataset.rename({old: new for new, old in originals.items()}).variables.items():
+        renamed = {"original_name": originals[name]} if name in originals else {}
+        attrs = _attributes({**renamed, **variable.attrs})
+        data |= {part: (variable.dims, values, attrs) for part, values in _parts(str(name), variable.values).items()}
+    return xr.Dataset(data, attrs=_attributes(dataset.attrs)).set_coords(
+        [n for n in data if originals.get(n, n) in dataset.coords]
+    )
+
+
+def _parts(name: str, values: Any) -> dict[str, np.ndarray]:
+    array = np.asarray(values)
+    if array.dtype.kind == "c":
+        return {f"{name}.real": array.real, f"{name}.imag": array.imag}
+    if array.dtype.kind == "V":  # bfloat16 and its kin, which no file format knows.
+        return {name: array.astype(np.float32)}
+    return {name: array.astype(str) if array.dtype.kind in "OT" else array}
+
+
+def _attributes(attrs: Mapping[Any, Any]) -> dict[str, str | int | float]:
+    return {str(name): _attribute(value) for name, value in attrs.items()}
+
+
+def _attribute(value: Any) -> str | int | float:
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return int(value)
+    if isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63):
+        return value
+    return json.dumps(value, default=lambda part: part.tolist() if hasattr(part, "tolist") else str(part))
+
+
+def _engine(path: Path) -> str:
+    engines = {".nc": "h5netcdf", ".zarr": "zarr"}
+    if path.suffix not in engines:
+        raise ValueError(f"Expected a path that ends in .nc (NetCDF) or .zarr (a Zarr folder); got {path}.")
+    if path.suffix == ".zarr" and importlib.util.find_spec("zarr") is None:
+        raise ImportError(f"Expected the package zarr for {path}; it is missing: pip install 'numpyro-epi[zarr]'.")
+    return engines[path.suffix]
+
+
+def _check_target(path: Path, overwrite: bool) -> None:
+    engine = _engine(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"Expected a folder one can write to; got {path.parent}.")
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"Expected nothing at {path} yet; it exists. Pass overwrite=True to replace it.")
+    ours = path.is_file() if engine == "h5netcdf" else any((path / part).is_file() for part in (".zgroup", "zarr.json"))
+    if path.exists() and not ours:
+        raise FileExistsError(f"Expected {path} to be something {engine} wrote; it is not, so it is not replaced.")
+
+
+def _discard(fresh: Path, old: Path, target: Path) -> None:
+    """Leave neither a half-written export nor a replaced one; put the old one back if no new one arrived."""
+    if old.exists() and not target.exists():
+        old.rename(target)
+    for path in (fresh, old):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)

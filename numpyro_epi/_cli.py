@@ -1,0 +1,307 @@
+"""The program ``numpyro-epi``: list what is registered, check a problem, fit it, plot the result.
+
+Nothing heavy is imported at the top: asking for help must not wait for JAX. So problems and results, whose classes
+would import it, are annotated as ``Any``.
+"""
+
+import argparse
+import ast
+import importlib.util
+import itertools
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+from ._registry import Provider
+
+DONE, NOT_SATISFIED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes; the last is the shell's for a program stopped by control-C."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Args:
+        argv: Arguments without the program's name; those of the process by default.
+
+    Returns:
+        The exit code: 0 satisfied, 1 finished but not satisfied, 2 user error, 130 interrupted.
+
+    Raises:
+        SystemExit: By argparse, with code 2 for arguments it cannot read and 0 for ``--help``.
+    """
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except KeyboardInterrupt:
+        print("numpyro-epi: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    # Every command runs the user's code, or a plugin's: whatever that raises is reported on one line.
+    except Exception as error:
+        if arguments.traceback:
+            raise
+        print(f"numpyro-epi: {_one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    # Our own messages are sentences, "Expected X; got Y"; a foreign one may be no more than the name of a key.
+    return text if text.startswith("Expected") else f"{type(error).__name__}: {text}"
+
+
+# The arguments of each command.
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="numpyro-epi", description="Emergent property inference for NumPyro models.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command, add_arguments in (
+        (_list, None),
+        (_check, _add_check_arguments),
+        (_fit, _add_fit_arguments),
+        (_plot, _add_plot_arguments),
+    ):
+        summary = (command.__doc__ or "").partition("\n")[0]
+        sub = commands.add_parser(command.__name__.strip("_"), help=summary, description=summary)
+        sub.add_argument("--traceback", action="store_true", help="show where an error comes from")
+        sub.set_defaults(command=command)
+        if add_arguments:
+            add_arguments(sub)
+    return parser
+
+
+def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("problem", metavar="PROBLEM", help="a registered name, or path/to/file.py:name")
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        metavar="KEY=VALUE",
+        type=_setting,
+        action="append",
+        default=[],
+        help="an argument of the problem's function, as a Python literal; repeatable",
+    )
+    parser.add_argument("--seed", type=_seed, default=0, help="random seed (default: 0)")
+
+
+def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_check_arguments(parser)
+    parser.add_argument("--out", metavar="FILE", type=Path, help="result, .nc or .zarr (default: <problem's name>.nc)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the result if it exists")
+    parser.add_argument("--steps", dest="max_steps", metavar="N", type=_count, help="most optimiser steps")
+    parser.add_argument("--num-draws", metavar="N", type=_count, help="draws a step")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _add_plot_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="a result saved by fit")
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the PNG files (default: beside FILE)")
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, equals, literal = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise argparse.ArgumentTypeError(f"Expected KEY=VALUE; got {text!r}.")
+    try:
+        return key, ast.literal_eval(literal)
+    except (ValueError, SyntaxError):
+        return key, literal
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"Expected a whole number > 0; got {text!r}.")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    # Without 64-bit mode JAX keeps the lower half of a larger seed: two runs would silently be one.
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"Expected a whole number from 0 to 2^32 - 1; got {text!r}.")
+    return int(text)
+
+
+# The commands: each takes the parsed arguments and returns the exit code.
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    """List the registered statistics and problems, with units, packages and versions."""
+    from ._problem import _REGISTRY as problems
+    from .statistics import _REGISTRY as statistics
+
+    faults: list[str] = []
+    for kind, registry, column, describe in (
+        ("statistic", statistics, "unit", lambda found: str(found.unit or "-")),
+        ("problem", problems, "arguments", _signature),
+    ):
+        providers = registry.providers()
+        rows = [_row(provider, registry.get, describe, faults) for provider in providers]
+        print(_table((kind, "package", "version", column), rows), end="\n\n")
+        faults += _conflicts(kind, providers)
+    for fault in faults:
+        print(f"! {fault}")
+    return DONE
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    """Examine a problem before a long run: shapes, finiteness, gradients, feasibility."""
+    import jax
+
+    report = _problem(arguments).check(jax.random.key(arguments.seed))
+    print(report)
+    return DONE if report.passed else NOT_SATISFIED
+
+
+def _fit(arguments: argparse.Namespace) -> int:
+    """Find the maximum-entropy distribution of a problem and save it."""
+    import jax
+
+    from . import fit
+
+    problem = _problem(arguments)
+    path = arguments.out or Path(f"{_file_name(problem.name)}.nc")
+    _check_output(path, overwrite=arguments.overwrite)
+    options = {name: getattr(arguments, name) for name in ("max_steps", "num_draws")}
+    given = {name: option for name, option in options.items() if option is not None}
+    if arguments.quiet:
+        given["progress"] = False
+    result = fit(jax.random.key(arguments.seed), problem, **given)
+    print(result)
+    print(f"Saved {_save(result, path, overwrite=arguments.overwrite)}")
+    return DONE if bool(result.satisfied) else NOT_SATISFIED
+
+
+def _plot(arguments: argparse.Namespace) -> int:
+    """Draw the figures of a saved result as PNG files."""
+    from . import plot_fit, plot_pair, plot_statistics, read_arviz
+
+    source = arguments.file
+    tree = read_arviz(source)
+    folder = arguments.out or source.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for kind, draw in (("pair", plot_pair), ("fit", plot_fit), ("statistics", plot_statistics)):
+        path = folder / f"{source.stem}-{kind}.png"
+        draw(tree).savefig(path)
+        print(f"Saved {path}")
+    return DONE
+
+
+# Listing.
+
+
+def _row(
+    provider: Provider, load: Callable[[str], Any], describe: Callable[[Any], str], faults: list[str]
+) -> tuple[str, ...]:
+    try:
+        detail = describe(load(provider.qualified))
+    # One broken plugin, whatever it raises, must not hide the others.
+    except Exception as error:
+        detail = "broken"
+        faults.append(_one_line(error).removeprefix("PluginError: "))
+    return provider.name, provider.distribution, provider.version, detail
+
+
+def _signature(function: Callable[..., Any]) -> str:
+    found = signature(function).parameters.values()
+    return ", ".join(p.name if p.default is Parameter.empty else f"{p.name}={p.default!r}" for p in found) or "-"
+
+
+def _conflicts(kind: str, providers: Iterable[Provider]) -> list[str]:
+    groups = itertools.groupby(providers, key=lambda provider: provider.name)
+    claims = {name: list(group) for name, group in groups}
+    return [
+        f"{kind.capitalize()} {name!r} is claimed by {' and '.join(f'{p.distribution} {p.version}' for p in group)}; "
+        f"ask for {' or '.join(repr(p.qualified) for p in group)}."
+        for name, group in claims.items()
+        if len(group) > 1
+    ]
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    rule = tuple("-" * width for width in widths)
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in (header, rule, *rows))
+    return "\n".join(lines)
+
+
+# Finding the problem.
+
+
+def _problem(arguments: argparse.Namespace) -> Any:
+    from ._problem import get_problem
+
+    settings = dict(arguments.settings)
+    if len(settings) < len(arguments.settings):
+        raise ValueError(f"Expected each --set key once; got {[key for key, _ in arguments.settings]}.")
+    path, colon, name = arguments.problem.rpartition(":")
+    if arguments.problem.endswith(".py"):
+        raise ValueError(
+            f"Expected path/to/file.py:name; got {arguments.problem!r}, which names no object of the file."
+        )
+    if colon and path.endswith(".py"):
+        return _from_file(Path(path), name, settings)
+    return get_problem(arguments.problem, **settings)
+
+
+def _from_file(path: Path, name: str, settings: dict[str, Any]) -> Any:
+    from ._problem import Problem
+
+    if not path.is_file():
+        raise ValueError(f"Expected a Python file that defines {name!r}; got {path}, which is no file.")
+    namespace = vars(_import_file(path))
+    if name not in namespace:
+        own = [key for key, held in namespace.items() if getattr(held, "__module__", "") == namespace["__name__"]]
+        problems = [key for key, held in namespace.items() if isinstance(held, Problem)]
+        raise ValueError(f"Expected {path} to define {name!r}; got {', '.join(own + problems) or 'nothing'}.")
+    found = namespace[name]
+    if isinstance(found, Problem):
+        if settings:
+            raise ValueError(f"Expected no --set for {name!r}, a Problem already; got {sorted(settings)}.")
+        return found
+    problem = found(**settings) if callable(found) else found
+    if not isinstance(problem, Problem):
+        raise TypeError(f"Expected {name!r} to be, or to return, a Problem; got {type(problem).__name__}.")
+    return problem
+
+
+def _import_file(path: Path) -> Any:
+    # As when a script is run, the files beside it can be imported; its own name must hide no installed module.
+    sys.path.insert(0, str(path.resolve().parent))
+    spec = importlib.util.spec_from_file_location(f"_numpyro_epi_file_{path.stem}", path)
+    assert spec is not None and spec.loader is not None  # The suffix .py always has a loader.
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+# Where the result goes.
+
+
+def _file_name(name: str) -> str:
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+
+
+def _check_output(path: Path, *, overwrite: bool) -> None:
+    """Find out before a long run whether its result can be saved."""
+    from ._arviz import _check_target
+
+    if path.exists() and not overwrite:
+        raise ValueError(f"Expected an output that does not exist; got {path}. Pass --overwrite, or another --out.")
+    _check_target(path, overwrite)
+
+
+def _save(result: Any, path: Path, *, overwrite: bool) -> Path:
+    # What is there goes only once the new result is complete; and only if we may: another run may have taken the name
+    # since the check, and then both results stay.
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
+    free = next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
+    result.save(free)
+    if free == path or not overwrite:
+        return free
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return free.rename(path)

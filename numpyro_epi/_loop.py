@@ -1,0 +1,206 @@
+"""The compiled part of a fit: optimiser steps scanned into epochs, a multiplier update after each, epochs into chunks."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+import paramax
+from flowjax.distributions import AbstractDistribution
+from jaxtyping import Array, Float, Int, PyTree
+
+from ._problem import Problem
+from ._types import Key, Metric, Moments, Scalar
+from .multipliers import AbstractMultiplierRule, EpochSummary, shrunk_inverse
+from .objectives import AbstractObjective, Batch, Lagrangian
+
+
+class LoopState(NamedTuple):
+    """Everything that a run needs to go on, as arrays.
+
+    Attributes:
+        parameters: The flow's trainable arrays.
+        optimizer: Optimiser state.
+        rule: State of the multiplier rule.
+        start_moments: The guide's moments before the first step, where the annealing of the targets begins.
+        remaining: Share of the way from there to the wanted targets that is still to go, 1 to 0.
+        key: Key of the next step.
+        step: Steps done.
+    """
+
+    parameters: PyTree
+    optimizer: PyTree
+    rule: Any
+    start_moments: Moments
+    remaining: Scalar
+    key: Key
+    step: Int[Array, ""]
+
+
+class EpochRecord(NamedTuple):
+    """One row of a run's history; means over the epoch's steps.
+
+    Attributes:
+        step: Steps done at the end of the epoch.
+        loss: Augmented Lagrangian, nats.
+        entropy: Of the guide over the constrained parameters, nats.
+        base_entropy: ``-KL(q || base)``, nats.
+        moment: ``E[T]``, in the moments' units.
+        scale: Standard deviation of ``T`` within a batch.
+        eta: Multipliers during the epoch.
+        penalty: Mean of ``diag(P) var(T)``: the penalty's dimensionless strength.
+        finite_share: Share of draws with finite moments.
+        skipped: Steps left out because their gradient was not finite.
+        slack_variance: Variance of ``log q - log base + eta . T``, nats^2; zero at the optimum of a noiseless problem.
+    """
+
+    step: Int[Array, ""]
+    loss: Scalar
+    entropy: Scalar
+    base_entropy: Scalar
+    moment: Moments
+    scale: Moments
+    eta: Moments
+    penalty: Scalar
+    finite_share: Scalar
+    skipped: Int[Array, ""]
+    slack_variance: Scalar
+
+
+class Loop(eqx.Module):
+    """The fixed ingredients of a run.
+
+    Attributes:
+        problem: The question.
+        static: The flow without its trainable arrays.
+        objective: Estimator of the augmented Lagrangian.
+        rule: How the multipliers move.
+        optimizer: An optax optimiser.
+        num_draws: Draws a step.
+        anneal_steps: Steps during which the targets move from the guide's first moments to the wanted ones.
+    """
+
+    problem: Problem
+    static: PyTree
+    objective: AbstractObjective
+    rule: AbstractMultiplierRule
+    optimizer: optax.GradientTransformation = eqx.field(static=True)
+    num_draws: int
+    anneal_steps: int
+    pace: float = 0.04
+
+    def run_epochs(self, state: LoopState, num_epochs: int) -> tuple[LoopState, EpochRecord]:
+        """Run a fixed number of epochs; the records' leading axis is the epoch."""
+        return jax.lax.scan(lambda state, _: self._epoch(state), state, None, length=num_epochs)
+
+    def target(self, state: LoopState) -> Moments:
+        """The targets at this step of the annealing."""
+        final = jnp.asarray(self.problem.target, state.start_moments.dtype)
+        return final + state.remaining * (state.start_moments - final)
+
+    def _anneal(self, state: LoopState, covariance: Metric) -> Scalar:
+        way = state.start_moments - jnp.asarray(self.problem.target, state.start_moments.dtype)
+        # The way's length in standard deviations, as the statistics vary now: one pace for all units and all stages.
+        length = jnp.sqrt(way @ shrunk_inverse(covariance, 0.01) @ way)
+        pace = self.pace / jnp.maximum(length, 1e-30)
+        epochs_left = jnp.maximum((self.anneal_steps - state.step) / self.rule.steps_per_epoch, 1.0)
+        pace = jnp.maximum(pace, state.remaining / epochs_left)
+        return jnp.maximum(state.remaining - pace, 0.0).astype(state.remaining.dtype)
+
+    def _epoch(self, state: LoopState) -> tuple[LoopState, EpochRecord]:
+        target = self.target(state)
+        lagrangian = Lagrangian(state.rule.eta, state.rule.metric, target)
+        state, steps = jax.lax.scan(
+            lambda carry, _: self._step(carry, lagrangian), state, None, length=self.rule.steps_per_epoch
+        )
+        summary = _summarise(steps, self.num_draws)
+        record = EpochRecord(
+            step=state.step,
+            loss=jnp.mean(steps.loss),
+            entropy=jnp.mean(steps.entropy),
+            base_entropy=jnp.mean(steps.base_entropy),
+            moment=summary.violation + target,
+            scale=jnp.sqrt(jnp.diagonal(summary.covariance)),
+            eta=lagrangian.eta,
+            penalty=jnp.mean(jnp.diagonal(lagrangian.metric) * jnp.diagonal(summary.covariance)),
+            finite_share=jnp.mean(steps.finite_share),
+            skipped=jnp.sum(steps.skipped),
+            slack_variance=jnp.mean(steps.slack_variance),
+        )
+        remaining = self._anneal(state, summary.covariance)
+        return state._replace(rule=self.rule.update(state.rule, summary), remaining=remaining), record
+
+    def _step(self, state: LoopState, lagrangian: Lagrangian) -> tuple[LoopState, "StepRecord"]:
+        key, batch_key = jax.random.split(state.key)
+
+        def loss_of(parameters: PyTree) -> tuple[Scalar, Batch]:
+            flow = combine(parameters, self.static)
+            return self.objective(batch_key, flow, self.problem.evaluate, lagrangian, self.num_draws)
+
+        (loss, batch), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
+        usable = jnp.isfinite(optax.global_norm(gradient))
+        updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.parameters)
+        proposed = optax.apply_updates(state.parameters, updates), optimizer
+        parameters, optimizer = jax.tree.map(
+            lambda new, old: jnp.where(usable, new, old), proposed, (state.parameters, state.optimizer)
+        )
+        state = state._replace(parameters=parameters, optimizer=optimizer, key=key, step=state.step + 1)
+        return state, _record_step(loss, batch, lagrangian, usable)
+
+
+class StepRecord(NamedTuple):
+    """What one step's batch showed; see `EpochRecord`."""
+
+    loss: Scalar
+    entropy: Scalar
+    base_entropy: Scalar
+    violation: Moments
+    covariance: Metric
+    finite_share: Scalar
+    skipped: Int[Array, ""]
+    slack_variance: Scalar
+
+
+def partition(flow: AbstractDistribution) -> tuple[PyTree, PyTree]:
+    """Split a flow into its trainable arrays and the rest."""
+    return eqx.partition(flow, eqx.is_inexact_array, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable))
+
+
+def combine(parameters: PyTree, static: PyTree) -> AbstractDistribution:
+    """Put a flow together again."""
+    return eqx.combine(parameters, static, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable))
+
+
+def masked_moments(moments: Float[Array, "N M"], finite: Float[Array, " N"]) -> tuple[Moments, Metric]:
+    """Mean and unbiased covariance of the moments of the finite draws."""
+    count = jnp.maximum(jnp.sum(finite), 2.0)
+    mean = finite @ moments / count
+    centred = (moments - mean) * finite[:, None]
+    return mean, centred.T @ centred / (count - 1)
+
+
+def _record_step(loss: Scalar, batch: Batch, lagrangian: Lagrangian, usable: Array) -> StepRecord:
+    weights = batch.finite.astype(batch.log_q.dtype)
+    violation, covariance = masked_moments(batch.moments - lagrangian.target, weights)
+    relative = batch.log_q - batch.log_base
+    slack = relative + (batch.moments - lagrangian.target) @ lagrangian.eta
+    columns = jnp.stack([relative, batch.log_q - batch.log_det, slack], axis=1)
+    means, spreads = masked_moments(columns, weights)
+    return StepRecord(
+        loss=loss,
+        entropy=-means[1],
+        base_entropy=-means[0],
+        violation=violation,
+        covariance=covariance,
+        finite_share=jnp.mean(weights),
+        skipped=1 - usable.astype(int),
+        slack_variance=spreads[2, 2],
+    )
+
+
+def _summarise(steps: StepRecord, num_draws: int) -> EpochSummary:
+    covariance = jnp.mean(steps.covariance, axis=0)
+    count = steps.loss.shape[0] * num_draws
+    standard_error = jnp.sqrt(jnp.diagonal(covariance) / count)
+    return EpochSummary(jnp.mean(steps.violation, axis=0), standard_error, covariance, steps.violation)

@@ -1,0 +1,330 @@
+"""Figures of a result, drawn from the exported data alone. Add a picture here: one function of the exported data."""
+
+import itertools
+import json
+import math
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from scipy.stats import ks_2samp
+
+from ._arviz import SAMPLE_DIMS, as_datatree
+
+if TYPE_CHECKING:
+    import matplotlib.axes
+    import matplotlib.figure
+
+# Okabe and Ito, Color Universal Design (2008): told apart with every kind of colour vision; their yellow is too pale.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+_GUIDE, _PRIOR, _TARGET = "#56B4E9", "#404040", "#D55E00"
+_SMALL = 8
+_NUM_BINS = 40
+_MAX_PANELS = 24
+_MAX_LABEL = 36
+
+
+def plot_pair(
+    exported: Any, *, parameters: Sequence[str] | None = None, num_draws: int = 1000, max_parameters: int = 12
+) -> "matplotlib.figure.Figure":
+    """Each pair of parameters, draws coloured by log density; on the diagonal the marginals, and the prior's as outlines.
+
+    Args:
+        exported: A tree, an ArviZ 0.x ``InferenceData``, or the path of an exported file.
+        parameters: Sites (``"A"``) or components (``"A[0,1]"``) to show; all by default.
+        num_draws: Draws in each scatter plot, taken evenly; marginals count every draw.
+        max_parameters: Of more components, those whose marginals differ most from the prior's (Kolmogorov-Smirnov
+            distance) are shown, and the title names them; the first ones where there is no prior.
+
+    Raises:
+        ValueError: If a name is unknown, a count not positive, or a group missing.
+        TypeError: If ``exported`` or ``parameters`` is of another type.
+        ImportError: If Matplotlib is missing.
+    """
+    tree = as_datatree(exported)
+    if num_draws < 1 or max_parameters < 1:
+        raise ValueError(f"Expected positive counts; got num_draws={num_draws}, max_parameters={max_parameters}.")
+    draws, prior = _components(_group(tree, "posterior")), _components(_optional(tree, "prior"))
+    names = _select(list(draws), parameters)
+    shown = _most_changed(names, draws, prior, max_parameters)
+    density, bounds = _group(tree, "sample_stats")["lp"].values.ravel(), _bounds(tree)
+    limits = {name: _limits(draws[name], *bounds.get(name, (-np.inf, np.inf))) for name in shown}
+    figure = _figure(1.2 + 1.6 * len(shown), 1.5 + 1.5 * len(shown))
+    axes = figure.subplots(len(shown), len(shown), squeeze=False)
+    for i, name in enumerate(shown):
+        _histogram(axes[i, i], draws[name], prior.get(name, np.empty(0)), limits[name])
+    _scatter(axes, np.stack([draws[name] for name in shown], axis=1), density, num_draws)
+    _label_grid(axes, limits)
+    left_out = [f"{len(shown)} of {len(names)} parameters: {', '.join(shown)}"] if len(shown) < len(names) else []
+    reason = ["They differ most from the prior"] if left_out and set(names) <= set(prior) else []
+    _title(figure, tree, *left_out, *reason, *_bad_draws(density, *(draws[name] for name in shown)))
+    return figure
+
+
+def plot_fit(exported: Any) -> "matplotlib.figure.Figure":
+    """How the run went, over optimiser steps: entropy, violation of each constraint, and Lagrange multipliers.
+
+    The shaded band is the tolerance within which a constraint counts as satisfied. A multiplier is shown times the
+    standard deviation of its statistic, so that statistics of all units share an axis.
+
+    Args:
+        exported: A tree, an ArviZ 0.x ``InferenceData``, or the path of an exported file.
+
+    Raises:
+        ValueError: If a group is missing.
+        TypeError: If ``exported`` is of another type.
+        ImportError: If Matplotlib is missing.
+    """
+    tree = as_datatree(exported)
+    history, constraints = _group(tree, "optimization"), _group(tree, "constant_data")
+    tolerance = float(json.loads(tree.attrs.get("settings") or "{}").get("tolerance", 0.05))
+    multiplier = (history["multiplier"] * constraints["scale"]).transpose("epoch", "constraint").values
+    violation = history["violation"].transpose("epoch", "constraint").values
+    figure = _figure(9.0, 8.0)
+    top, middle, bottom = figure.subplots(3, 1, sharex=True)
+    _entropy_lines(top, history, _optional(tree, "sample_stats_prior"))
+    middle.axhspan(-tolerance, tolerance, color=_PRIOR, alpha=0.2, linewidth=0, label=f"tolerance, {tolerance:g} sd")
+    styles = _styles(list(history["constraint"].values), violation)
+    _constraint_lines(middle, history["step"].values, violation, styles)
+    _constraint_lines(bottom, history["step"].values, multiplier, styles)
+    middle.set_yscale("symlog", linthresh=tolerance, linscale=0.7)
+    middle.set_ylabel("violation (sd of the statistic)")
+    bottom.set_ylabel("multiplier × sd of the statistic (nats)")
+    bottom.set_xlabel("step")
+    _legends(figure, top, middle)
+    _title(figure, tree)
+    return figure
+
+
+def plot_statistics(exported: Any) -> "matplotlib.figure.Figure":
+    """Each statistic's draws, the prior's draws as outlines, the target mean dashed, and one target spread as a band.
+
+    Of more than 24 components, the 24 farthest from their targets (in sd) are shown, and the title says so.
+
+    Args:
+        exported: A tree, an ArviZ 0.x ``InferenceData``, or the path of an exported file.
+
+    Raises:
+        ValueError: If a group is missing.
+        TypeError: If ``exported`` is of another type.
+        ImportError: If Matplotlib is missing.
+    """
+    tree = as_datatree(exported)
+    draws = _components(_group(tree, "posterior_predictive"), "statistic")
+    prior = _components(_optional(tree, "prior_predictive"), "statistic")
+    targets = _targets(_group(tree, "constant_data"))
+    shown = _farthest(targets)
+    num_columns = min(6, math.ceil(math.sqrt(len(shown))))
+    num_rows = math.ceil(len(shown) / num_columns)
+    figure = _figure(max(5.0, 2.5 * num_columns), 1.4 + 2.1 * num_rows)
+    axes = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
+    for axis, name in zip(axes, shown, strict=False):
+        _statistic_panel(axis, name, draws[name], prior.get(name, np.empty(0)), targets[name])
+    for axis in axes[len(shown) :]:
+        axis.remove()
+    _shared_legend(figure, axes[: len(shown)])
+    hidden = len(targets) - len(shown)
+    note = f"{len(shown)} of {len(targets)} statistics; left out: the {hidden} nearest to their targets"
+    _title(figure, tree, *([note] if hidden else []))
+    return figure
+
+
+def _group(tree: xr.DataTree, name: str) -> xr.Dataset:
+    if name not in tree.children:
+        raise ValueError(f"Expected a group {name!r}; got the groups {sorted(tree.children)}.")
+    return tree[name].to_dataset()
+
+
+def _optional(tree: xr.DataTree, name: str) -> xr.Dataset:
+    return _group(tree, name) if name in tree.children else xr.Dataset()
+
+
+def _labels(array: xr.DataArray) -> list[str]:
+    """One name for each component, as constraints are named; a component is what is left of a draw's array."""
+    axes = [map(str, array[dim].values) for dim in array.dims if dim not in SAMPLE_DIMS]
+    name = array.attrs.get("original_name", str(array.name))
+    return [f"{name}[{','.join(index)}]" if index else name for index in itertools.product(*axes)]
+
+
+def _components(dataset: xr.Dataset, kind: str = "parameter") -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for array in dataset.data_vars.values():
+        if array.attrs.get("kind") == kind:
+            labels = _labels(array)
+            columns = array.transpose(*SAMPLE_DIMS, ...).values.reshape(-1, len(labels)).T
+            found |= dict(zip(labels, columns, strict=True))
+    return found
+
+
+def _bounds(tree: xr.DataTree) -> dict[str, tuple[float, float]]:
+    arrays = _optional(tree, "constant_data").data_vars.values()
+    ends = {(a.attrs["parameter"], a.attrs["kind"]): a.values.ravel() for a in arrays if "parameter" in a.attrs}
+    found: dict[str, tuple[float, float]] = {}
+    for name, array in _group(tree, "posterior").data_vars.items():
+        site = array.attrs.get("original_name", name)
+        if (site, "lower bound") in ends:
+            pairs = zip(ends[site, "lower bound"].tolist(), ends[site, "upper bound"].tolist(), strict=True)
+            found |= dict(zip(_labels(array), pairs, strict=True))
+    return found
+
+
+def _select(names: list[str], wanted: Sequence[str] | None) -> list[str]:
+    if isinstance(wanted, str):
+        raise TypeError(f"Expected a sequence of names; got the string {wanted!r}. Write ({wanted!r},).")
+    if wanted is None:
+        return names
+    sites = {name.partition("[")[0] for name in names}
+    if unknown := [name for name in wanted if name not in {*names, *sites}]:
+        raise ValueError(f"Expected parameters among {sorted(sites)} and their components {names}; got {unknown}.")
+    if not wanted:
+        raise ValueError("Expected at least one parameter; got an empty sequence. Leave it out for all.")
+    return [name for name in names if name in wanted or name.partition("[")[0] in wanted]
+
+
+def _most_changed(
+    names: list[str], draws: dict[str, np.ndarray], prior: dict[str, np.ndarray], count: int
+) -> list[str]:
+    if len(names) <= count or not set(names) <= set(prior):
+        return names[:count]
+    distance = {name: ks_2samp(_finite(draws[name]), _finite(prior[name]), method="asymp").statistic for name in names}
+    chosen = sorted(names, key=lambda name: -distance[name])[:count]
+    return [name for name in names if name in chosen]
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
+
+
+def _limits(values: np.ndarray, lower: float, upper: float) -> tuple[float, float]:
+    """The bounds of an interval; elsewhere a range that a few far draws cannot stretch."""
+    low, high = lower, upper
+    if not (math.isfinite(lower) and math.isfinite(upper)):
+        low, high = _central(values, 0.01)
+        spread = 0.3 * (high - low)
+        low, high = max(low - spread, lower), min(high + spread, upper)
+    return _padded(low, high)
+
+
+def _central(values: np.ndarray, tail: float) -> tuple[float, float]:
+    finite = _finite(values)
+    low, high = np.quantile(finite, (tail, 1 - tail)) if finite.size else (0.0, 0.0)
+    return float(low), float(high)
+
+
+def _padded(low: float, high: float) -> tuple[float, float]:
+    margin = 0.03 * (high - low) if high > low else 0.5 * max(abs(low), 1.0)
+    return low - margin, high + margin
+
+
+def _histogram(
+    axis: "matplotlib.axes.Axes", values: np.ndarray, prior: np.ndarray, limits: tuple[float, float]
+) -> None:
+    """Densities over all draws, so that what lies outside the limits is missed, not spread over what lies inside."""
+    edges = np.linspace(*limits, _NUM_BINS + 1)
+    heights = _heights(values, edges)
+    axis.stairs(heights, edges, fill=True, color=_GUIDE, label="guide")
+    if prior.size:
+        axis.stairs(_heights(prior, edges), edges, color=_PRIOR, linewidth=1.2, label="prior")
+    axis.set_xlim(*limits)
+    axis.set_ylim(0, 1.15 * max(heights.max(), 1e-30))
+    axis.set_yticks([])
+    axis.tick_params(labelsize=_SMALL)
+
+
+def _heights(values: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    finite = _finite(values)
+    return np.histogram(finite, edges)[0] / (max(finite.size, 1) * np.diff(edges))
+
+
+def _scatter(axes: np.ndarray, draws: np.ndarray, density: np.ndarray, num_draws: int) -> None:
+    """Fill the lower triangle, likely draws on top, and put the colour bar into the free corner."""
+    taken = np.linspace(0, len(density) - 1, min(num_draws, len(density))).astype(int)
+    taken = taken[np.isfinite(density[taken]) & np.isfinite(draws[taken]).all(axis=1)]
+    taken = taken[np.argsort(density[taken])]
+    if len(axes) == 1 or not taken.size:
+        return
+    # The colour of the unlikeliest few would use up the map.
+    low, high = np.quantile(density[taken], 0.02), density[taken].max()
+    for i, j in itertools.combinations(range(len(axes)), 2):
+        points = axes[j, i].scatter(
+            draws[taken, i], draws[taken, j], c=density[taken], s=4, vmin=low, vmax=high, linewidths=0, rasterized=True
+        )
+    bar = axes[0, 0].figure.colorbar(points, cax=axes[0, -1].inset_axes((0.25, 0.0, 0.1, 1.0)), extend="min")
+    bar.set_label("log density (nats)", fontsize=_SMALL)
+    bar.ax.tick_params(labelsize=_SMALL)
+
+
+def _label_grid(axes: np.ndarray, limits: dict[str, tuple[float, float]]) -> None:
+    """Names and numbers at the left and bottom edges only."""
+    last, names = len(axes) - 1, list(limits)
+    for (row, column), axis in np.ndenumerate(axes):
+        if column > row:
+            axis.set_axis_off()
+            continue
+        axis.set_xlim(*limits[names[column]])
+        axis.locator_params(axis="x", nbins=3)
+        axis.tick_params(labelsize=_SMALL, labelbottom=row == last, labelleft=column == 0 and row > 0)
+        if row > column:
+            axis.set_ylim(*limits[names[row]])
+            axis.locator_params(axis="y", nbins=3)
+        if row == last:
+            axis.set_xlabel(_short(names[column]), fontsize=_SMALL)
+        if column == 0 and row > 0:
+            axis.set_ylabel(_short(names[row]), fontsize=_SMALL)
+    for name, axis in zip(names, axes.diagonal(), strict=True):
+        axis.set_title(_short(name), fontsize=_SMALL)
+
+
+def _entropy_lines(axis: "matplotlib.axes.Axes", history: xr.Dataset, prior: xr.Dataset) -> None:
+    axis.plot(history["step"].values, history["entropy"].values, color=_COLOURS[0], label="guide")
+    if "log_prior" in prior:
+        # H(p) = -E_p[log p], over the prior's own draws.
+        entropy = -float(prior["log_prior"].mean())
+        axis.axhline(entropy, color=_PRIOR, linestyle="--", label=f"prior, {entropy:.3g}")
+    axis.set_ylabel("entropy (nats)")
+
+
+def _styles(names: list[str], violation: np.ndarray) -> list[dict[str, Any]]:
+    """A colour and dashes for each constraint; beyond 24, only for those farthest from their targets at the end."""
+    final = np.abs(violation[-1]) if len(violation) else np.zeros(len(names))
+    order = np.argsort(-np.nan_to_num(final, nan=np.inf), kind="stable")[:_MAX_PANELS]
+    styles: list[dict[str, Any]] = [{"color": "#C8C8C8", "linewidth": 0.6, "zorder": 1} for _ in names]
+    styles[order[0]] = {}
+    for rank, i in enumerate(sorted(order)):
+        dashes, colour = divmod(rank, len(_COLOURS))
+        styles[i] = {"color": _COLOURS[colour], "linestyle": _DASHES[dashes], "label": _short(names[i]), "linewidth": 1.2}
+    if hidden := len(names) - len(order):
+        next(style for style in styles if "label" not in style)["label"] = f"{hidden} others, nearer to target"
+    return styles
+
+
+def _constraint_lines(
+    axis: "matplotlib.axes.Axes", steps: np.ndarray, columns: np.ndarray, styles: list[dict[str, Any]]
+) -> None:
+    for values, style in zip(columns.T, styles, strict=True):
+        axis.plot(steps, values, **style)
+    axis.axhline(0, color="black", linewidth=0.5, zorder=0)
+
+
+def _legends(figure: "matplotlib.figure.Figure", *axes: "matplotlib.axes.Axes") -> None:
+    handles = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=_SMALL)
+
+
+def _targets(constraints: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Mean, spread, unit and distance of each statistic component, by its name."""
+    table = constraints[["statistic", "order", "target", "unit", "violation"]].to_dataframe()
+    second = table[table["order"] == 2].set_index("statistic")["target"]
+    found = {}
+    for row in table[table["order"] == 1].itertuples():
+        std = math.sqrt(second[row.statistic]) if row.statistic in second.index else None
+        found[row.statistic] = {"mean": row.target, "std": std, "unit": row.unit, "distance": abs(row.violation)}
+    return found
+
+
+def _farthest(targets: dict[str, dict[str, Any]]) -> list[str]:
+    chosen = sorted(targets, key=lambda name: -np.nan_to_num(targets[name]["distance"], nan=np.inf))[:_MAX_PANELS]
+    return [name for name in targets if name in chosen]

@@ -1,0 +1,273 @@
+"""Flow builders: ``(key, dim) -> flowjax distribution`` over the unconstrained parameters. Add one here.
+
+A guide draws at every step, so the fast direction of every flow here is sampling. Each stage is a conditional elementwise
+map, an optional normalisation and a mixing map; a closing affine map gives location and scale. All of them start near
+the identity, so that the start (`starts`) alone decides where the guide begins.
+"""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import paramax
+from flowjax.bijections import (
+    AbstractBijection,
+    Affine,
+    Chain,
+    Flip,
+    Permute,
+    RationalQuadraticSpline,
+    Scan,
+    TriangularAffine,
+    Vmap,
+)
+from flowjax.bijections import Coupling as CouplingBijection
+from flowjax.bijections import MaskedAutoregressive as MaskedAutoregressiveBijection
+from flowjax.distributions import AbstractDistribution, StandardNormal, Transformed
+from jaxtyping import Array, Float
+
+from ._types import Key
+
+__all__ = [
+    "Coupling",
+    "Elementwise",
+    "FlowBuilder",
+    "MaskedAutoregressive",
+    "affine",
+    "default",
+    "fixed_permutation",
+    "flip",
+    "learnt_linear",
+    "spline",
+    "with_affine",
+]
+
+FlowBuilder = Callable[[Key, int], AbstractDistribution]
+"""Anything that builds a flowjax distribution of shape ``(dim,)`` from a key and ``dim``."""
+
+Mixing = Callable[[Key, int], AbstractBijection]
+"""Builds the map that stands between two stages."""
+
+
+def affine(min_scale: float = 1e-2) -> AbstractBijection:
+    """Elementwise ``y = a x + b`` with ``a > min_scale``, as a coupling's transformer."""
+    scale = paramax.Parameterize(lambda x: jax.nn.softplus(x) + min_scale, _inverse_softplus(1 - min_scale))
+    return eqx.tree_at(lambda bijection: bijection.scale, Affine(), scale)
+
+
+def spline(knots: int = 8, interval: float = 4.0) -> AbstractBijection:
+    """Monotone rational-quadratic spline (Durkan et al. 2019, arXiv 1906.04032); the identity outside the interval."""
+    return RationalQuadraticSpline(knots=knots, interval=interval)
+
+
+def flip(key: Key, dim: int) -> AbstractBijection:
+    """Reverse the coordinates: a coupling's two halves take turns."""
+    return Flip((dim,))
+
+
+def fixed_permutation(key: Key, dim: int) -> AbstractBijection:
+    """A random permutation that swaps the halves: what one coupling stage left alone, the next one transforms."""
+    first, second = jr.split(key)
+    half = dim // 2
+    kept = jr.permutation(first, jnp.arange(half))
+    moved = jr.permutation(second, jnp.arange(half, dim))
+    return Permute(jnp.concatenate([moved, kept]))
+
+
+def learnt_linear(key: Key, dim: int) -> AbstractBijection:
+    """A permutation followed by a trainable lower and upper triangular map (Kingma & Dhariwal 2018, section 3.2)."""
+    identity = jnp.eye(dim)
+    zeros = jnp.zeros(dim)
+    return Chain(
+        [
+            fixed_permutation(key, dim),
+            TriangularAffine(zeros, identity, lower=False),
+            TriangularAffine(zeros, identity, lower=True),
+        ]
+    )
+
+
+class Coupling(eqx.Module):
+    """A stack of coupling stages (real NVP, Dinh et al. 2017, arXiv 1605.08803). Both directions are fast.
+
+    Attributes:
+        num_stages: Coupling stages; two let every coordinate move.
+        width: Units of a conditioner's hidden layer.
+        depth: Hidden layers of a conditioner.
+        transformer: Scalar bijection that the conditioner parameterises: `affine()` or `spline()`.
+        mixing: Builds the map after each stage: `learnt_linear`, `fixed_permutation` or `flip`.
+        normalise: Add a trainable elementwise affine map after each stage; unlike batch normalisation, it is one and
+            the same map in both directions, so the density is exact.
+        closing_affine: End with a trainable triangular affine map.
+        activation: Nonlinearity of the conditioner.
+        initial_scale: Factor on a conditioner's last layer at the start; 0 starts at the identity exactly.
+    """
+
+    num_stages: int = 6
+    width: int = 50
+    depth: int = 2
+    transformer: AbstractBijection = eqx.field(default_factory=affine)
+    mixing: Mixing = eqx.field(static=True, default=learnt_linear)
+    normalise: bool = False
+    closing_affine: bool = False
+    activation: Callable[[Array], Array] = eqx.field(static=True, default=jax.nn.tanh)
+    initial_scale: float = 0.1
+
+    def __check_init__(self):
+        _check_counts(num_stages=self.num_stages, width=self.width, depth=self.depth)
+
+    def __call__(self, key: Key, dim: int) -> AbstractDistribution:
+        """Build the flow.
+
+        Raises:
+            ValueError: If ``dim < 2``: a coupling needs one coordinate to condition on another.
+        """
+        if dim < 2:
+            raise ValueError(f"Expected dim >= 2 for a coupling flow; got {dim}. Use flows.Elementwise or flows.default.")
+
+        def conditional(key: Key) -> AbstractBijection:
+            bijection = CouplingBijection(
+                key,
+                transformer=self.transformer,
+                untransformed_dim=dim // 2,
+                dim=dim,
+                nn_width=self.width,
+                nn_depth=self.depth,
+                nn_activation=self.activation,
+            )
+            return _shrink(bijection, lambda b: b.conditioner.layers[-1], self.initial_scale)
+
+        return _stack(key, dim, self.num_stages, conditional, self.mixing, self.normalise, self.closing_affine)
+
+
+class MaskedAutoregressive(eqx.Module):
+    """A stack of inverse autoregressive stages (Kingma et al. 2016, arXiv 1606.04934).
+
+    Drawing is one pass, but the density of given values takes ``dim`` passes.
+
+    Attributes:
+        num_stages: Autoregressive stages.
+        width: Units of a hidden layer; at least ``dim`` are used, since fewer leave coordinates unconditioned.
+        depth: Hidden layers.
+        transformer: Scalar bijection that the network parameterises: `affine()` or `spline()`.
+        mixing: Builds the map after each stage: `learnt_linear`, `fixed_permutation` or `flip`.
+        normalise: Add a trainable elementwise affine map after each stage.
+        closing_affine: End with a trainable triangular affine map.
+        activation: Nonlinearity of the network.
+        initial_scale: Factor on the network's last layer at the start; 0 starts at the identity exactly.
+    """
+
+    num_stages: int = 3
+    width: int = 50
+    depth: int = 2
+    transformer: AbstractBijection = eqx.field(default_factory=affine)
+    mixing: Mixing = eqx.field(static=True, default=learnt_linear)
+    normalise: bool = False
+    closing_affine: bool = False
+    activation: Callable[[Array], Array] = eqx.field(static=True, default=jax.nn.tanh)
+    initial_scale: float = 0.1
+
+    def __check_init__(self):
+        _check_counts(num_stages=self.num_stages, width=self.width, depth=self.depth)
+
+    def __call__(self, key: Key, dim: int) -> AbstractDistribution:
+        """Build the flow; ``dim = 1`` gives unconditional elementwise maps."""
+        if dim < 2:
+            return Elementwise(self.num_stages, self.transformer, self.closing_affine)(key, dim)
+
+        def conditional(key: Key) -> AbstractBijection:
+            bijection = MaskedAutoregressiveBijection(
+                key,
+                transformer=self.transformer,
+                dim=dim,
+                nn_width=max(self.width, dim),
+                nn_depth=self.depth,
+                nn_activation=self.activation,
+            )
+            return _shrink(bijection, _last_masked_layer, self.initial_scale)
+
+        return _stack(key, dim, self.num_stages, conditional, self.mixing, self.normalise, self.closing_affine)
+
+
+class Elementwise(eqx.Module):
+    """Independent monotone maps of the coordinates between trainable affine maps: the flow for one parameter.
+
+    Attributes:
+        num_stages: Elementwise stages.
+        transformer: Scalar bijection of each coordinate and stage.
+        closing_affine: End with a trainable triangular affine map.
+    """
+
+    num_stages: int = 2
+    transformer: AbstractBijection = eqx.field(default_factory=spline)
+    closing_affine: bool = False
+
+    def __check_init__(self):
+        _check_counts(num_stages=self.num_stages)
+
+    def __call__(self, key: Key, dim: int) -> AbstractDistribution:
+        """Build the flow for any ``dim >= 1``."""
+        arrays, static = eqx.partition(self.transformer, eqx.is_inexact_array)
+        copies = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (dim, *leaf.shape)), arrays)
+
+        def conditional(key: Key) -> AbstractBijection:
+            return Vmap(eqx.combine(copies, static), in_axes=eqx.if_array(0))
+
+        return _stack(key, dim, self.num_stages, conditional, _no_mixing, True, self.closing_affine)
+
+
+def default(key: Key, dim: int) -> AbstractDistribution:
+    """The flow `fit` uses: chosen by measuring over the exact problems (``benchmarks/quality.py``)."""
+    return Elementwise()(key, dim) if dim == 1 else Coupling()(key, dim)
+
+
+def with_affine(
+    flow: AbstractDistribution, loc: Float[Array, " D"], cholesky: Float[Array, "D D"]
+) -> AbstractDistribution:
+    """Follow a flow by the trainable map ``x -> loc + cholesky x``: it then starts at this mean and covariance."""
+    return Transformed(flow, TriangularAffine(loc, cholesky, lower=True))
+
+
+def _stack(
+    key: Key,
+    dim: int,
+    num_stages: int,
+    conditional: Callable[[Key], AbstractBijection],
+    mixing: Mixing,
+    normalise: bool,
+    closing_affine: bool,
+) -> AbstractDistribution:
+    def stage(key: Key) -> AbstractBijection:
+        conditional_key, mixing_key = jr.split(key)
+        norm = [Affine(jnp.zeros(dim), jnp.ones(dim))] if normalise else []
+        return Chain([conditional(conditional_key), *norm, mixing(mixing_key, dim)])
+
+    stages = Scan(eqx.filter_vmap(stage)(jr.split(key, num_stages)))
+    closing = [TriangularAffine(jnp.zeros(dim), jnp.eye(dim), lower=True)] if closing_affine else []
+    return Transformed(StandardNormal((dim,)), Chain([stages, *closing]))
+
+
+def _no_mixing(key: Key, dim: int) -> AbstractBijection:
+    return Affine(jnp.zeros(dim), jnp.ones(dim))
+
+
+def _shrink(bijection: AbstractBijection, layer: Callable, factor: float) -> AbstractBijection:
+    return eqx.tree_at(
+        layer, bijection, replace_fn=lambda found: jax.tree.map(lambda x: x * factor if eqx.is_inexact_array(x) else x, found)
+    )
+
+
+def _last_masked_layer(bijection: AbstractBijection):
+    return bijection.masked_autoregressive_mlp.layers[-1]
+
+
+def _inverse_softplus(x: float) -> Array:
+    return jnp.log(jnp.expm1(jnp.asarray(x, float)))
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if not (isinstance(count, int) and count >= 1):
+            raise ValueError(f"Expected {name} to be an integer >= 1; got {count!r}.")

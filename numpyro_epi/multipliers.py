@@ -1,0 +1,200 @@
+"""How the multipliers move. Add a rule here: a final subclass of `AbstractMultiplierRule`.
+
+An *epoch* is all optimiser steps at fixed multipliers and penalty metric. At its end a rule sees what the epoch's batches
+showed and gives the next multipliers and metric of the loss ``-H_b + eta . R + 1/2 R' P R``.
+"""
+
+from abc import abstractmethod
+from typing import Generic, NamedTuple, TypeVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._types import Key, Metric, Moments, Scalar
+
+__all__ = ["AbstractMultiplierRule", "EpochSummary", "GrowingPenalty", "Natural"]
+
+
+class EpochSummary(NamedTuple):
+    """What the batches of one epoch showed.
+
+    Attributes:
+        violation: Mean of ``T - target`` over the epoch, shape [M], in the moments' units.
+        standard_error: Standard error of ``violation``, shape [M].
+        covariance: Pooled covariance of the moments within a batch, shape [M, M].
+        batch_violations: Mean of ``T - target`` over each step's batch, shape [steps, M].
+    """
+
+    violation: Moments
+    standard_error: Moments
+    covariance: Metric
+    batch_violations: Float[Array, "steps M"]
+
+
+S = TypeVar("S")
+
+
+class AbstractMultiplierRule(eqx.Module, Generic[S]):
+    """Turns violations into multipliers. The state is a tuple of arrays with fields ``eta`` [M] and ``metric`` [M, M].
+
+    Attributes:
+        steps_per_epoch: Optimiser steps between two updates.
+        anneals: Whether `fit` may move the targets from the guide's first moments to the wanted ones.
+    """
+
+    steps_per_epoch: eqx.AbstractVar[int]
+    anneals: eqx.AbstractClassVar[bool]
+
+    @abstractmethod
+    def init(self, key: Key, covariance: Metric) -> S:
+        """The state before the first epoch, given the moments' covariance under the starting guide."""
+
+    @abstractmethod
+    def update(self, state: S, epoch: EpochSummary) -> S:
+        """The state of the next epoch; every array keeps its shape and dtype."""
+
+
+class NaturalState(NamedTuple):
+    """State of `Natural`: multipliers, metric, and the running covariance of the moments."""
+
+    eta: Moments
+    metric: Metric
+    covariance: Metric
+
+
+class Natural(AbstractMultiplierRule[NaturalState]):
+    """Steps along the natural gradient of the dual: no unit and no schedule to tune.
+
+    The dual's Hessian is the covariance ``C`` of the moments, so ``P = penalty C^-1`` makes it round, and
+
+        eta <- eta + rate P R
+
+    shrinks the violation at one rate whatever the moments' units.
+
+    Attributes:
+        penalty: Dimensionless factor of the metric, of order 1.
+        rate: Share of the full step ``P R`` taken after each epoch.
+        steps_per_epoch: Optimiser steps between two updates.
+        forgetting: Weight of the newest epoch in the running covariance.
+        shrinkage: Weight of the identity in the correlation matrix, so that duplicated moments stay invertible.
+    """
+
+    penalty: float = 2.0
+    rate: float = 0.1
+    steps_per_epoch: int = 25
+    forgetting: float = 0.5
+    shrinkage: float = 0.01
+    anneals = True
+
+    def __check_init__(self):
+        _check_positive(penalty=self.penalty, rate=self.rate, steps_per_epoch=self.steps_per_epoch)
+        for name, share in (("forgetting", self.forgetting), ("shrinkage", self.shrinkage)):
+            if not 0 < share <= 1:
+                raise ValueError(f"Expected 0 < {name} <= 1; got {share}.")
+
+    def init(self, key: Key, covariance: Metric) -> NaturalState:
+        return NaturalState(jnp.zeros_like(covariance[0]), self._metric(covariance), covariance)
+
+    def update(self, state: NaturalState, epoch: EpochSummary) -> NaturalState:
+        eta = state.eta + self.rate * state.metric @ epoch.violation
+        covariance = (1 - self.forgetting) * state.covariance + self.forgetting * epoch.covariance
+        return NaturalState(eta, self._metric(covariance), covariance)
+
+    def _metric(self, covariance: Metric) -> Metric:
+        return self.penalty * shrunk_inverse(covariance, self.shrinkage)
+
+
+class GrowingPenaltyState(NamedTuple):
+    """State of `GrowingPenalty`: multipliers, metric ``c I``, penalty ``c``, last epoch's norms, key."""
+
+    eta: Moments
+    metric: Metric
+    penalty: Scalar
+    norms: Float[Array, " num_norms"]
+    key: Key
+
+
+class GrowingPenalty(AbstractMultiplierRule[GrowingPenaltyState]):
+    """The published rule (Bittner et al. 2021, eLife 10:e56265, Methods), kept for comparison and reproduction.
+
+        eta <- eta + c R,    c <- beta c  with probability 1 - p/2  if the norms |R|^2 did not shrink by gamma,
+
+    where ``p`` is the two-sided p-value of a Welch t-test of the norms against ``gamma`` times the last epoch's. The norms
+    are those of the epoch's last batches, where the original simulates as many fresh ones.
+
+    Attributes:
+        initial_penalty: ``c`` of the first epoch, in the inverse of the squared moments' units.
+        shrinkage_factor: gamma, the ratio by which the norms should fall in one epoch.
+        growth: beta, the factor by which the penalty grows otherwise.
+        steps_per_epoch: Optimiser steps between two updates.
+        num_norms: Batches whose norms enter the test.
+    """
+
+    initial_penalty: float = 1.0
+    shrinkage_factor: float = 0.25
+    growth: float = 4.0
+    steps_per_epoch: int = 1000
+    num_norms: int = 200
+    anneals = False
+
+    def __check_init__(self):
+        _check_positive(initial_penalty=self.initial_penalty, steps_per_epoch=self.steps_per_epoch)
+        if not 0 <= self.shrinkage_factor <= 1:
+            raise ValueError(f"Expected 0 <= shrinkage_factor <= 1; got {self.shrinkage_factor}.")
+        if not self.growth >= 1:
+            raise ValueError(f"Expected growth >= 1; got {self.growth}.")
+        if not 2 <= self.num_norms <= self.steps_per_epoch:
+            raise ValueError(f"Expected 2 <= num_norms <= steps_per_epoch; got {self.num_norms}, {self.steps_per_epoch}.")
+
+    def init(self, key: Key, covariance: Metric) -> GrowingPenaltyState:
+        eta = jnp.zeros_like(covariance[0])
+        penalty = jnp.full_like(eta[0], self.initial_penalty)
+        norms = jnp.full((self.num_norms,), jnp.inf, eta.dtype)
+        return GrowingPenaltyState(eta, penalty * jnp.eye(eta.size, dtype=eta.dtype), penalty, norms, key)
+
+    def update(self, state: GrowingPenaltyState, epoch: EpochSummary) -> GrowingPenaltyState:
+        key, coin = jax.random.split(state.key)
+        norms = jnp.sum(jnp.square(epoch.batch_violations[-self.num_norms :]), axis=1)
+        t, p = welch_t_test(norms, self.shrinkage_factor * state.norms)
+        # The first epoch has nothing to compare with: its infinite norms give t = nan, so the penalty stays.
+        grows = (t > 0) & jax.random.bernoulli(coin, jnp.nan_to_num(1 - p / 2))
+        penalty = jnp.where(grows, state.penalty * self.growth, state.penalty)
+        eta = state.eta + state.penalty * epoch.batch_violations[-1]
+        return GrowingPenaltyState(eta, penalty * jnp.eye(eta.size, dtype=eta.dtype), penalty, norms, key)
+
+
+def shrunk_inverse(covariance: Metric, shrinkage: float) -> Metric:
+    """Inverse of a covariance whose correlation matrix is shrunk towards the identity.
+
+    A moment that does not vary at all gets no weight: nothing the guide does can move it.
+    """
+    variance = jnp.diagonal(covariance)
+    varies = variance > 0
+    inverse_sd = jnp.where(varies, jax.lax.rsqrt(jnp.where(varies, variance, 1.0)), 0.0)
+    correlation = covariance * inverse_sd[:, None] * inverse_sd[None, :]
+    size = covariance.shape[0]
+    shrunk = (1 - shrinkage) * correlation + shrinkage * jnp.eye(size, dtype=covariance.dtype)
+    # A constant moment's row of the correlation is zero; its diagonal must not be.
+    shrunk = shrunk + jnp.diag(jnp.where(varies, 0.0, 1.0).astype(covariance.dtype))
+    inverse = jnp.linalg.inv(shrunk)
+    inverse = 0.5 * (inverse + inverse.T)
+    return inverse * inverse_sd[:, None] * inverse_sd[None, :]
+
+
+def welch_t_test(first: Float[Array, " n"], second: Float[Array, " m"]) -> tuple[Scalar, Scalar]:
+    """Welch's t statistic of two samples' means, positive where the first is larger, and its two-sided p-value."""
+    variance = jnp.array([jnp.var(first, ddof=1) / first.size, jnp.var(second, ddof=1) / second.size])
+    total = jnp.sum(variance)
+    t = (jnp.mean(first) - jnp.mean(second)) / jnp.sqrt(total)
+    freedom = total**2 / (variance[0] ** 2 / (first.size - 1) + variance[1] ** 2 / (second.size - 1))
+    # P(|t_v| > t) is the regularised incomplete beta function at v / (v + t^2) (Abramowitz & Stegun 26.7.1).
+    p = jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + t**2))
+    return t, p
+
+
+def _check_positive(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0:
+            raise ValueError(f"Expected {name} > 0; got {value}.")
