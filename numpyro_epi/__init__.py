@@ -1,0 +1,65 @@
+"""Emergent property inference for NumPyro models.
+
+Which parameters make a model do this? Given a NumPyro model, statistics of its draws and targets for their means and
+spreads, `fit` finds the maximum-entropy distribution over the parameters that produces exactly that emergent property.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from . import flows, multipliers, objectives, starts, statistics
+from ._fit import fit
+from ._guide import AutoFlow
+from ._problem import Problem, get_problem, list_problems
+from ._property import Constraint, EmergentProperty, Target
+from ._registry import PluginError
+from ._result import STATUS, Result
+from .statistics import Statistic, get_statistic, list_statistics, statistic
+
+if TYPE_CHECKING:
+    from ._arviz import read_arviz
+    from ._plots import plot_fit, plot_pair, plot_statistics
+    from ._store import load
+
+__all__ = [
+    "STATUS",
+    "AutoFlow",
+    "Constraint",
+    "EmergentProperty",
+    "PluginError",
+    "Problem",
+    "Result",
+    "Statistic",
+    "Target",
+    "fit",
+    "flows",
+    "get_problem",
+    "get_statistic",
+    "list_problems",
+    "list_statistics",
+    "load",
+    "multipliers",
+    "objectives",
+    "plot_fit",
+    "plot_pair",
+    "plot_statistics",
+    "read_arviz",
+    "starts",
+    "statistic",
+    "statistics",
+]
+
+# xarray takes longer to import than the rest together: what needs it is looked up when it is first asked for.
+_LATER = {
+    "load": "._store",
+    "plot_fit": "._plots",
+    "plot_pair": "._plots",
+    "plot_statistics": "._plots",
+    "read_arviz": "._arviz",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATER:
+        return getattr(import_module(_LATER[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

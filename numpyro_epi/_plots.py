@@ -24,13 +24,12 @@ _GUIDE, _PRIOR, _TARGET = "#56B4E9", "#404040", "#D55E00"
 _SMALL = 8
 _NUM_BINS = 40
 _MAX_PANELS = 24
-_MAX_LABEL = 36
 
 
 def plot_pair(
     exported: Any, *, parameters: Sequence[str] | None = None, num_draws: int = 1000, max_parameters: int = 12
 ) -> "matplotlib.figure.Figure":
-    """Each pair of parameters, draws coloured by log density; on the diagonal the marginals, and the prior's as outlines.
+    """Each pair of parameters, draws coloured by log density; on the diagonal the marginals, the prior's as outlines.
 
     Args:
         exported: A tree, an ArviZ 0.x ``InferenceData``, or the path of an exported file.
@@ -52,15 +51,18 @@ def plot_pair(
     shown = _most_changed(names, draws, prior, max_parameters)
     density, bounds = _group(tree, "sample_stats")["lp"].values.ravel(), _bounds(tree)
     limits = {name: _limits(draws[name], *bounds.get(name, (-np.inf, np.inf))) for name in shown}
-    figure = _figure(1.2 + 1.6 * len(shown), 1.5 + 1.5 * len(shown))
+    cell = 1.7 if len(shown) <= 5 else 1.3
+    figure = _figure(max(4.0, 1.2 + cell * len(shown)), 1.4 + cell * len(shown))
     axes = figure.subplots(len(shown), len(shown), squeeze=False)
     for i, name in enumerate(shown):
         _histogram(axes[i, i], draws[name], prior.get(name, np.empty(0)), limits[name])
     _scatter(axes, np.stack([draws[name] for name in shown], axis=1), density, num_draws)
     _label_grid(axes, limits)
-    left_out = [f"{len(shown)} of {len(names)} parameters: {', '.join(shown)}"] if len(shown) < len(names) else []
-    reason = ["They differ most from the prior"] if left_out and set(names) <= set(prior) else []
-    _title(figure, tree, *left_out, *reason, *_bad_draws(density, *(draws[name] for name in shown)))
+    _shared_legend(figure, axes.diagonal())
+    reason = "those that differ most from the prior" if set(names) <= set(prior) else "the first ones"
+    note = f"{len(shown)} of {len(names)} parameters, {reason}: {', '.join(shown)}"
+    left_out = [note] if len(shown) < len(names) else []
+    _title(figure, tree, *left_out, *_bad_draws(density, *(draws[name] for name in shown)))
     return figure
 
 
@@ -90,11 +92,14 @@ def plot_fit(exported: Any) -> "matplotlib.figure.Figure":
     styles = _styles(list(history["constraint"].values), violation)
     _constraint_lines(middle, history["step"].values, violation, styles)
     _constraint_lines(bottom, history["step"].values, multiplier, styles)
-    middle.set_yscale("symlog", linthresh=tolerance, linscale=0.7)
-    middle.set_ylabel("violation (sd of the statistic)")
-    bottom.set_ylabel("multiplier × sd of the statistic (nats)")
+    _violation_scale(middle, tolerance, violation)
+    bottom.set_ylabel("multiplier × sd\nof the statistic (nats)")
     bottom.set_xlabel("step")
-    _legends(figure, top, middle)
+    figure.align_ylabels()
+    handles = [handle for axis in (top, middle) for handle in axis.get_legend_handles_labels()[0]]
+    unnamed = sum("label" not in style for style in styles)
+    title = f"grey: {unnamed} constraints\nthat ended nearer to target" if unnamed else None
+    figure.legend(handles=handles, loc="outside right upper", fontsize=_SMALL, title=title, title_fontsize=_SMALL)
     _title(figure, tree)
     return figure
 
@@ -224,12 +229,12 @@ def _histogram(
 ) -> None:
     """Densities over all draws, so that what lies outside the limits is missed, not spread over what lies inside."""
     edges = np.linspace(*limits, _NUM_BINS + 1)
-    heights = _heights(values, edges)
+    heights, outline = _heights(values, edges), _heights(prior, edges)
     axis.stairs(heights, edges, fill=True, color=_GUIDE, label="guide")
     if prior.size:
-        axis.stairs(_heights(prior, edges), edges, color=_PRIOR, linewidth=1.2, label="prior")
+        axis.stairs(outline, edges, color=_PRIOR, linewidth=1.2, label="prior")
     axis.set_xlim(*limits)
-    axis.set_ylim(0, 1.15 * max(heights.max(), 1e-30))
+    axis.set_ylim(0, 1.15 * (heights.max() or outline.max() or 1.0))
     axis.set_yticks([])
     axis.tick_params(labelsize=_SMALL)
 
@@ -252,7 +257,10 @@ def _scatter(axes: np.ndarray, draws: np.ndarray, density: np.ndarray, num_draws
         points = axes[j, i].scatter(
             draws[taken, i], draws[taken, j], c=density[taken], s=4, vmin=low, vmax=high, linewidths=0, rasterized=True
         )
-    bar = axes[0, 0].figure.colorbar(points, cax=axes[0, -1].inset_axes((0.25, 0.0, 0.1, 1.0)), extend="min")
+    height = min(3.0, len(axes) - 1.0)
+    corner = axes[0, -1].inset_axes((0.25, 1 - height, 0.1, height))
+    corner.set_in_layout(False)  # The free corner has room; the layout would make the top row taller for it.
+    bar = axes[0, 0].figure.colorbar(points, cax=corner, extend="min")
     bar.set_label("log density (nats)", fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)
 
@@ -271,19 +279,19 @@ def _label_grid(axes: np.ndarray, limits: dict[str, tuple[float, float]]) -> Non
             axis.set_ylim(*limits[names[row]])
             axis.locator_params(axis="y", nbins=3)
         if row == last:
-            axis.set_xlabel(_short(names[column]), fontsize=_SMALL)
+            axis.set_xlabel(_wrapped(names[column]), fontsize=_SMALL)
         if column == 0 and row > 0:
-            axis.set_ylabel(_short(names[row]), fontsize=_SMALL)
+            axis.set_ylabel(_wrapped(names[row]), fontsize=_SMALL)
     for name, axis in zip(names, axes.diagonal(), strict=True):
-        axis.set_title(_short(name), fontsize=_SMALL)
+        axis.set_title(_wrapped(name), fontsize=_SMALL)
 
 
 def _entropy_lines(axis: "matplotlib.axes.Axes", history: xr.Dataset, prior: xr.Dataset) -> None:
-    axis.plot(history["step"].values, history["entropy"].values, color=_COLOURS[0], label="guide")
+    axis.plot(history["step"].values, history["entropy"].values, color=_COLOURS[0], label="entropy of the guide")
     if "log_prior" in prior:
         # H(p) = -E_p[log p], over the prior's own draws.
         entropy = -float(prior["log_prior"].mean())
-        axis.axhline(entropy, color=_PRIOR, linestyle="--", label=f"prior, {entropy:.3g}")
+        axis.axhline(entropy, color=_PRIOR, linestyle="--", label=f"entropy of the prior, {entropy:.3g}")
     axis.set_ylabel("entropy (nats)")
 
 
@@ -292,12 +300,14 @@ def _styles(names: list[str], violation: np.ndarray) -> list[dict[str, Any]]:
     final = np.abs(violation[-1]) if len(violation) else np.zeros(len(names))
     order = np.argsort(-np.nan_to_num(final, nan=np.inf), kind="stable")[:_MAX_PANELS]
     styles: list[dict[str, Any]] = [{"color": "#C8C8C8", "linewidth": 0.6, "zorder": 1} for _ in names]
-    styles[order[0]] = {}
     for rank, i in enumerate(sorted(order)):
         dashes, colour = divmod(rank, len(_COLOURS))
-        styles[i] = {"color": _COLOURS[colour], "linestyle": _DASHES[dashes], "label": _short(names[i]), "linewidth": 1.2}
-    if hidden := len(names) - len(order):
-        next(style for style in styles if "label" not in style)["label"] = f"{hidden} others, nearer to target"
+        styles[i] = {
+            "color": _COLOURS[colour],
+            "linestyle": _DASHES[dashes],
+            "label": _short(names[i]),
+            "linewidth": 1.2,
+        }
     return styles
 
 
@@ -309,9 +319,16 @@ def _constraint_lines(
     axis.axhline(0, color="black", linewidth=0.5, zorder=0)
 
 
-def _legends(figure: "matplotlib.figure.Figure", *axes: "matplotlib.axes.Axes") -> None:
-    handles = [handle for axis in axes for handle in axis.get_legend_handles_labels()[0]]
-    figure.legend(handles=handles, loc="outside right upper", fontsize=_SMALL)
+def _violation_scale(axis: "matplotlib.axes.Axes", tolerance: float, violation: np.ndarray) -> None:
+    """Linear inside the tolerance, logarithmic outside, with at most five decades labelled on a side."""
+    axis.set_yscale("symlog", linthresh=tolerance)
+    largest = max(np.abs(_finite(violation)).max(initial=0.0), tolerance)
+    decades = np.arange(math.ceil(math.log10(5 * tolerance)), math.floor(math.log10(largest)) + 1)
+    powers = 10.0 ** decades[:: math.ceil(len(decades) / 5) or 1]
+    ticks = [*-powers[::-1], -tolerance, 0.0, tolerance, *powers]
+    axis.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.set_yticks([], minor=True)
+    axis.set_ylabel("violation\n(sd of the statistic)")
 
 
 def _targets(constraints: xr.Dataset) -> dict[str, dict[str, Any]]:
@@ -328,3 +345,75 @@ def _targets(constraints: xr.Dataset) -> dict[str, dict[str, Any]]:
 def _farthest(targets: dict[str, dict[str, Any]]) -> list[str]:
     chosen = sorted(targets, key=lambda name: -np.nan_to_num(targets[name]["distance"], nan=np.inf))[:_MAX_PANELS]
     return [name for name in targets if name in chosen]
+
+
+def _statistic_panel(
+    axis: "matplotlib.axes.Axes", name: str, draws: np.ndarray, prior: np.ndarray, target: dict[str, Any]
+) -> None:
+    mean, std = target["mean"], target["std"]
+    _histogram(axis, draws, prior, _statistic_limits(draws, prior, mean, std or 0.0))
+    if std is not None:
+        axis.axvspan(
+            mean - std, mean + std, color=_TARGET, alpha=0.15, linewidth=0, zorder=0, label="target mean ± std"
+        )
+    axis.axvline(mean, color=_TARGET, linestyle="--", linewidth=1.5, label="target mean")
+    axis.locator_params(axis="x", nbins=4)
+    axis.set_title(_short(name), fontsize=_SMALL + 1)
+    low, high = axis.get_xlim()
+    hidden = draws.size - np.count_nonzero((draws >= low) & (draws <= high))
+    unit = target["unit"] or "no unit"
+    axis.set_xlabel(f"{unit}; {hidden} of {draws.size} not shown" if hidden else unit, fontsize=_SMALL)
+
+
+def _statistic_limits(draws: np.ndarray, prior: np.ndarray, mean: float, std: float) -> tuple[float, float]:
+    """The guide's draws and the target; of the prior's only what adds at most as much again on each side."""
+    low, high = _limits(draws, -math.inf, math.inf)
+    low, high = min(low, mean - 1.5 * std), max(high, mean + 1.5 * std)
+    if prior.size:
+        width, (prior_low, prior_high) = high - low, _central(prior, 0.05)
+        low, high = min(low, max(prior_low, low - width)), max(high, min(prior_high, high + width))
+    return _padded(low, high)
+
+
+def _shared_legend(figure: "matplotlib.figure.Figure", axes: np.ndarray) -> None:
+    """Each entry once, though not every panel has all of them."""
+    handles = {}
+    for axis in axes:
+        handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=_SMALL)
+
+
+def _short(name: str, length: int = 36) -> str:
+    """Cut in the middle, because names of components differ at their ends."""
+    half = length // 2
+    return name if len(name) <= length else f"{name[: half - 1]}…{name[-half:]}"
+
+
+def _wrapped(name: str) -> str:
+    return textwrap.fill(_short(name, 28), 14)
+
+
+def _bad_draws(*columns: np.ndarray) -> list[str]:
+    bad = int(np.sum(~np.isfinite(columns).all(axis=0)))
+    return [f"{bad} of {len(columns[0])} draws are not finite and not shown"] if bad else []
+
+
+def _title(figure: "matplotlib.figure.Figure", tree: xr.DataTree, *notes: str) -> None:
+    attrs = tree.attrs
+    head = f"{attrs.get('problem', 'model')}: {attrs.get('status', 'unknown status')}"
+    if "entropy" in attrs:
+        head += f", entropy {attrs['entropy']:.4g} nats"
+    width = int(12 * figure.get_figwidth())
+    lines = [line for text in (head, *notes) for line in textwrap.wrap(text, width)]
+    figure.suptitle("\n".join(lines), fontsize=10)
+
+
+def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
+    """A figure of this size in inches that pyplot does not know of, so that dropping it frees it."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("Expected Matplotlib; it is missing. Install it: pip install 'matplotlib>=3.9'.") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.06)
+    return figure

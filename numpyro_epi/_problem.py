@@ -1,7 +1,7 @@
 """The question: which distribution over a model's parameters produces an emergent property?"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,7 +12,10 @@ from jaxtyping import Array, Bool
 from ._property import Constraint, EmergentProperty
 from ._registry import Provider, Registry
 from ._simulator import Simulator
-from ._types import Key, Moments, Scalar, Sites, Unconstrained
+from ._types import AbstractSites, Key, Moments, Scalar, Unconstrained
+
+if TYPE_CHECKING:
+    from ._check import CheckReport
 
 
 class Evaluation(NamedTuple):
@@ -103,7 +106,14 @@ class Problem(eqx.Module):
         finite = jnp.all(jnp.isfinite(moments)) & jnp.isfinite(log_base)
         return Evaluation(log_base, draw.log_det, moments, finite)
 
-    def _abstract_sites(self) -> Sites:
+    def check(self, key: Key) -> "CheckReport":
+        """Look for what can go wrong in a fit: see `numpyro_epi._check.check`. Print the report."""
+        # Imported here since the doctor stands above the problem that it examines.
+        from ._check import check
+
+        return check(self, key)
+
+    def _abstract_sites(self) -> AbstractSites:
         zeros = jnp.zeros(self.simulator.dim)
         return jax.eval_shape(lambda: self.simulator(jax.random.key(0), zeros).sites)
 

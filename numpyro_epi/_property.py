@@ -8,9 +8,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike
+from jaxtyping import Array
 
-from ._types import Moments, Sites
+from ._types import AbstractSites, Moments, Numbers, Sites
 from .statistics import Statistic, get_statistic
 
 
@@ -39,8 +39,8 @@ class Target(eqx.Module):
     def __init__(
         self,
         statistic: Statistic | str | Callable[[Sites], Array],
-        mean: ArrayLike,
-        std: ArrayLike | None = None,
+        mean: Numbers,
+        std: Numbers | None = None,
         *,
         name: str | None = None,
     ):
@@ -112,7 +112,7 @@ class EmergentProperty(eqx.Module):
         ]
         return jnp.concatenate([*means, *squares])
 
-    def constraints(self, sites: Sites) -> list[Constraint]:
+    def constraints(self, sites: AbstractSites) -> list[Constraint]:
         """Name every constrained moment, given the (abstract) sites of one draw.
 
         Raises:
@@ -123,6 +123,9 @@ class EmergentProperty(eqx.Module):
         squares = [
             c for target in self.targets if target.std is not None for c in _squares(target, shapes[target.statistic.name])
         ]
+        names = [constraint.name for constraint in means + squares]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"Expected every constraint's name once; got {repeated} more than once. Pass Target(name=).")
         return means + squares
 
 
@@ -139,7 +142,7 @@ def _squares(target: Target, shape: tuple[int, ...]) -> list[Constraint]:
     return [Constraint(f"var {n}", unit, float(v), n, 2) for n, v in zip(labels, wanted.flat, strict=True)]
 
 
-def _shape(statistic: Statistic, sites: Sites) -> tuple[int, ...]:
+def _shape(statistic: Statistic, sites: AbstractSites) -> tuple[int, ...]:
     try:
         shape = jax.eval_shape(statistic, sites).shape
     # A statistic is the user's code: say which one failed, and on what.
@@ -177,8 +180,10 @@ def _as_statistic(given: Any, name: str | None) -> Statistic:
     return Statistic(found.function, name, found.unit, found.dims, found.coords, found.differentiable)
 
 
-def _numbers(what: str, statistic: Statistic, given: ArrayLike) -> np.ndarray:
+def _numbers(what: str, statistic: Statistic, given: Numbers) -> np.ndarray:
     try:
+        if np.iscomplexobj(given):
+            raise TypeError
         numbers = np.asarray(given, dtype=float)
     except (TypeError, ValueError):
         raise ValueError(f"Expected {what} of {statistic.name!r} to be numbers; got {given!r}.") from None

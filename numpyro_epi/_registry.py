@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, NamedTuple
@@ -65,7 +66,9 @@ class Registry:
         if not found:
             raise LookupError(self._unknown(name, entries))
         if len(found) > 1:
-            claims = ", ".join(f"{p.distribution} {p.version}" for p in found)
+            claims = ", ".join(f"{p.distribution} {p.version} ({p.target})" for p in found)
+            if len({p.qualified for p in found}) < len(found):
+                raise LookupError(f"Expected {self._kind} {name!r} to be registered once; got {claims}. Remove one.")
             choices = " or ".join(repr(p.qualified) for p in found)
             raise LookupError(f"Expected one package to register {self._kind} {name!r}; got {claims}. Ask for {choices}.")
         provider = found[0]
@@ -76,20 +79,20 @@ class Registry:
     def _load(self, provider: Provider, entry: EntryPoint) -> Any:
         try:
             return self._validate(provider.name, entry.load())
-        # A plugin is foreign code: whatever it raises while loading is reported with its name.
-        except Exception as error:
+        # A plugin is foreign code: whatever it raises while loading, sys.exit() too, is reported with its name.
+        except (Exception, SystemExit) as error:
             raise PluginError(
                 f"{self._kind.capitalize()} {provider.name!r} of {provider.distribution} {provider.version} "
                 f"({provider.target}) failed to load: {type(error).__name__}: {error}"
             ) from error
 
     def _entries(self) -> dict[Provider, EntryPoint]:
-        off = {name.strip() for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()}
+        off = {_canonical(name) for name in os.environ.get(DISABLE_VARIABLE, "").split(",") if name.strip()}
         found = {}
         for entry in entry_points(group=self._group):
-            name, version = (entry.dist.name, entry.dist.version) if entry.dist else ("unknown", "0")
-            ours = name.replace("_", "-") == "numpyro-epi"
-            if name in off or ("*" in off and not ours):
+            name = (entry.dist and entry.dist.name) or "unknown"
+            version = (entry.dist and entry.dist.version) or "unknown"
+            if _canonical(name) in off or ("*" in off and _canonical(name) != "numpyro-epi"):
                 continue
             # The same distribution can stand twice on sys.path; equal providers collapse here.
             found[Provider(entry.name, name, version, entry.value)] = entry
@@ -100,3 +103,8 @@ class Registry:
         close = difflib.get_close_matches(name, names, 3)
         hint = f"Did you mean {', '.join(map(repr, close))}?" if close else f"Registered: {', '.join(names) or 'none'}."
         return f"Expected a registered {self._kind}; got {name!r}. {hint}"
+
+
+def _canonical(name: str) -> str:
+    # PEP 503: one spelling for runs of - _ and . and for case.
+    return re.sub(r"[-_.]+", "-", name.strip()).lower()

@@ -89,7 +89,7 @@ class Simulator(eqx.Module):
         self.parameters = tuple(
             Parameter(site.name, site.shape, site.unconstrained_shape) for site in latent if site.name in names
         )
-        random = [site.name for site in sites if site.kind in ("latent", "discrete")]
+        random = [site.name for site in sites if site.kind in ("latent", "discrete", "unmapped")]
         self.noise = tuple(name for name in random if name not in names)
         self.deterministics = tuple(site.name for site in sites if site.kind == "deterministic")
 
@@ -108,50 +108,39 @@ class Simulator(eqx.Module):
         return values
 
     def __call__(self, key: Key, unconstrained: Unconstrained) -> Draw:
-        """Run the model once at one unconstrained draw."""
+        """Run the model once at one unconstrained draw.
+
+        Raises:
+            ValueError: If the vector is not of length ``dim``.
+        """
+        if unconstrained.shape != (self.dim,):
+            raise ValueError(f"Expected an unconstrained vector of shape {(self.dim,)}; got {unconstrained.shape}.")
         pieces = self.unpack(unconstrained)
-        log_dets = []
 
-        def place(site):
-            if site["name"] not in pieces:
-                return None
-            u = pieces[site["name"]]
-            transform = biject_to(site["fn"].support)
-            value = transform(u)
-            log_dets.append(jnp.sum(transform.log_abs_det_jacobian(u, value)))
-            return value
+        def place(site: dict) -> Array | None:
+            return biject_to(site["fn"].support)(pieces[site["name"]]) if site["name"] in pieces else None
 
-        trace = self._trace(key, place)
-        return Draw(_values(trace), self._log_prior(trace), sum(log_dets, jnp.zeros(())))
+        return self._draw(self._trace(key, place), lambda name, transform, value: pieces[name])
 
     def simulate(self, key: Key, values: Sites) -> Draw:
-        """Run the model once at constrained parameter values; ``log_det`` belongs to their unconstrained image."""
-        log_dets = []
+        """Run the model once at constrained parameter values; ``log_det`` belongs to their unconstrained image.
 
-        def place(site):
-            if site["name"] not in values or site["name"] not in self.names:
-                return None
-            value = values[site["name"]]
-            transform = biject_to(site["fn"].support)
-            log_dets.append(jnp.sum(transform.log_abs_det_jacobian(transform.inv(value), value)))
-            return value
-
-        trace = self._trace(key, place)
-        return Draw(_values(trace), self._log_prior(trace), sum(log_dets, jnp.zeros(())))
+        Raises:
+            ValueError: If a parameter's value is missing.
+        """
+        self._require(values)
+        trace = self._trace(key, lambda site: values[site["name"]] if site["name"] in self.names else None)
+        return self._draw(trace, lambda name, transform, value: transform.inv(value))
 
     def unconstrain(self, values: Sites) -> Unconstrained:
-        """Map constrained parameter values of one draw to the unconstrained vector."""
-        pieces = {}
+        """Map constrained parameter values of one draw to the unconstrained vector.
 
-        def place(site):
-            if site["name"] not in self.names:
-                return None
-            value = jnp.asarray(values[site["name"]])
-            pieces[site["name"]] = biject_to(site["fn"].support).inv(value)
-            return value
-
-        self._trace(jax.random.key(0), place)
-        return ravel_pytree([pieces[name] for name in self.names])[0]
+        Raises:
+            ValueError: If a parameter's value is missing.
+        """
+        self._require(values)
+        place = {name: jnp.asarray(values[name]) for name in self.names}
+        return self._unconstrain(self._trace(jax.random.key(0), lambda site: place.get(site["name"])))
 
     def sample_prior(self, key: Key) -> Unconstrained:
         """Draw from the model's own prior, in unconstrained coordinates.
@@ -159,7 +148,7 @@ class Simulator(eqx.Module):
         Raises:
             NotImplementedError: By NumPyro, if a parameter's prior is improper.
         """
-        return self.unconstrain(_values(self._trace(key, lambda site: None)))
+        return self._unconstrain(self._trace(key, lambda site: None))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,9 +162,25 @@ class Simulator(eqx.Module):
         seeded = handlers.substitute(handlers.seed(self.model, key), substitute_fn=substitute)
         return handlers.trace(seeded).get_trace(*self.args, **self.kwargs)
 
-    def _log_prior(self, trace: dict[str, dict]) -> Scalar:
+    def _require(self, values: Sites) -> None:
+        if missing := [name for name in self.names if name not in values]:
+            raise ValueError(f"Expected values of the parameters {list(self.names)}; {missing} are missing.")
+
+    def _unconstrain(self, trace: dict[str, dict]) -> Unconstrained:
         sites = [trace[name] for name in self.names]
-        return sum((jnp.sum(site["fn"].log_prob(site["value"])) for site in sites), jnp.zeros(()))
+        return ravel_pytree([biject_to(site["fn"].support).inv(site["value"]) for site in sites])[0]
+
+    def _draw(self, trace: dict[str, dict], unconstrained_of: Callable[[str, Any, Array], Array]) -> Draw:
+        # Read from the finished trace: a site inside NumPyro's scan is seen there stacked, as it is in the result.
+        log_prior = log_det = jnp.zeros(())
+        for name in self.names:
+            site = trace[name]
+            transform = biject_to(site["fn"].support)
+            log_density = jnp.sum(site["fn"].log_prob(site["value"]))
+            log_prior += log_density if site["scale"] is None else site["scale"] * log_density
+            u = unconstrained_of(name, transform, site["value"])
+            log_det += jnp.sum(transform.log_abs_det_jacobian(u, site["value"]))
+        return Draw(_values(trace), log_prior, log_det)
 
 
 class _Site(NamedTuple):
@@ -193,8 +198,12 @@ def _inspect(model: Callable[..., Any], args: tuple, kwargs: dict) -> list[_Site
         # Improper priors cannot be drawn from, so every continuous site starts at the image of zero.
         if site["type"] != "sample" or site["is_observed"] or site["fn"].support.is_discrete:
             return None
-        transform = biject_to(site["fn"].support)
-        return transform(jnp.zeros(transform.inverse_shape(site["fn"].shape())))
+        try:
+            transform = biject_to(site["fn"].support)
+        except NotImplementedError:
+            return None
+        shape = tuple(site["kwargs"].get("sample_shape", ())) + site["fn"].shape()
+        return transform(jnp.zeros(transform.inverse_shape(shape)))
 
     def run():
         seeded = handlers.substitute(handlers.seed(model, jax.random.key(0)), substitute_fn=start)
@@ -213,7 +222,11 @@ def _describe(site: dict) -> _Site:
         return _Site(name, "observed", shape, ())
     if site["fn"].support.is_discrete:
         return _Site(name, "discrete", shape, ())
-    return _Site(name, "latent", shape, biject_to(site["fn"].support).inverse_shape(shape))
+    try:
+        transform = biject_to(site["fn"].support)
+    except NotImplementedError:
+        return _Site(name, "unmapped", shape, ())
+    return _Site(name, "latent", shape, transform.inverse_shape(shape))
 
 
 def _values(trace: dict[str, dict]) -> dict[str, Array]:
@@ -230,16 +243,20 @@ def _check_names(names: tuple[str, ...], sites: list[_Site]) -> None:
         )
     if params := [site.name for site in sites if site.kind == "param"]:
         raise ValueError(f"Expected random sites only; got numpyro.param site(s) {params}. Make them sample sites.")
+    if not latent:
+        raise ValueError(
+            f"Expected at least one continuous parameter; the model has no such unobserved sample site, only {kinds}."
+        )
     discrete = [site.name for site in sites if site.kind == "discrete"]
     if bad := [name for name in names if kinds.get(name) == "discrete"]:
         raise ValueError(f"Expected continuous parameters; got the discrete site(s) {bad}. A flow has no such draws.")
+    if bad := [name for name in names if kinds.get(name) == "unmapped"]:
+        raise ValueError(f"Expected parameters with a support that biject_to can map; got {bad}, which have none.")
     if discrete and not names:
         raise ValueError(
             f"Expected continuous parameters; the model also draws the discrete site(s) {discrete}. If they are the "
             f"simulator's own noise, say which sites are parameters: parameters={tuple(latent)}."
         )
-    if not latent:
-        raise ValueError(f"Expected at least one parameter; the model has no unobserved sample site, only {kinds}.")
     if unknown := [name for name in names if name not in kinds]:
         raise ValueError(f"Expected parameters among the sample sites {latent}; got {unknown}.")
     if wrong := [name for name in names if kinds[name] != "latent"]:

@@ -1,14 +1,18 @@
 """Array aliases. Dims: M constraints, D unconstrained size, N draws, epochs."""
 
-from collections.abc import Mapping
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Bool, Float, PRNGKeyArray
 
 Key: TypeAlias = PRNGKeyArray
 Scalar: TypeAlias = Float[Array, ""]
 Sites: TypeAlias = Mapping[str, Array]
 """The sites of one draw, by name: parameters, deterministics and simulated noise."""
+AbstractSites: TypeAlias = Mapping[str, Any]
+"""The same with arrays or ``jax.ShapeDtypeStruct``: enough to know every shape."""
+Numbers: TypeAlias = ArrayLike | Sequence[Any]
+"""What NumPy turns into an array of numbers."""
 Unconstrained: TypeAlias = Float[Array, " D"]
 Draws: TypeAlias = Float[Array, "N D"]
 PerDraw: TypeAlias = Float[Array, " N"]

@@ -25,7 +25,7 @@ from flowjax.bijections import (
 )
 from flowjax.bijections import Coupling as CouplingBijection
 from flowjax.bijections import MaskedAutoregressive as MaskedAutoregressiveBijection
-from flowjax.distributions import AbstractDistribution, StandardNormal, Transformed
+from flowjax.distributions import AbstractDistribution, Normal, StandardNormal, Transformed, VmapMixture
 from jaxtyping import Array, Float
 
 from ._types import Key
@@ -42,6 +42,7 @@ __all__ = [
     "learnt_linear",
     "spline",
     "with_affine",
+    "with_mixture_base",
 ]
 
 FlowBuilder = Callable[[Key, int], AbstractDistribution]
@@ -221,6 +222,26 @@ class Elementwise(eqx.Module):
 def default(key: Key, dim: int) -> AbstractDistribution:
     """The flow `fit` uses: chosen by measuring over the exact problems (``benchmarks/quality.py``)."""
     return Elementwise()(key, dim) if dim == 1 else Coupling()(key, dim)
+
+
+def with_mixture_base(
+    flow: AbstractDistribution, centres: Float[Array, "K D"], spreads: Float[Array, "K D"], shares: Float[Array, " K"]
+) -> AbstractDistribution:
+    """Replace a flow's base by a trainable mixture of normals, so that separate modes need no bridge between them.
+
+    Args:
+        flow: A flowjax ``Transformed``.
+        centres: Means of the components.
+        spreads: Standard deviations of the components, positive.
+        shares: Weights of the components, positive.
+
+    Raises:
+        ValueError: If the flow is not ``Transformed``.
+    """
+    if not isinstance(flow, Transformed):
+        raise ValueError(f"Expected a Transformed flow, whose base can be replaced; got {type(flow).__name__}.")
+    components = eqx.filter_vmap(Normal)(centres, spreads)
+    return Transformed(VmapMixture(components, shares), flow.merge_transforms().bijection)
 
 
 def with_affine(

@@ -23,6 +23,7 @@ from ._types import Draws, Finite, Metric, MomentDraws, Moments, PerDraw, Scalar
 
 __all__ = [
     "AbstractObjective",
+    "Anchored",
     "Batch",
     "Lagrangian",
     "Pathwise",
@@ -168,6 +169,34 @@ class Score(AbstractObjective):
         surrogate = _weighted_mean(coefficient * log_q, weights)
         value = _weighted_mean(linear, weights) + u_statistic(violations, weights, lagrangian.metric)
         return surrogate + jax.lax.stop_gradient(value - surrogate), batch
+
+
+class Anchored(AbstractObjective):
+    """Another objective plus ``weight KL(p || q)`` for given draws of ``p``, the solution found by other means.
+
+    Reverse KL sharpens the guide but lets the shares of separate modes drift; forward KL holds them. Both have the
+    solution as their minimum.
+
+    Attributes:
+        objective: The estimator of the augmented Lagrangian.
+        draws: Draws of the solution in unconstrained coordinates, shape [K, D].
+        weight: Weight of the forward KL, dimensionless.
+    """
+
+    objective: AbstractObjective
+    draws: Float[Array, "K D"]
+    weight: float = 1.0
+
+    def __call__(self, key, flow, evaluate, lagrangian, num_draws):
+        key, pick_key = jax.random.split(key)
+        loss, batch = self.objective(key, flow, evaluate, lagrangian, num_draws)
+        return loss - self.weight * mean_log_density(pick_key, flow, self.draws, num_draws), batch
+
+
+def mean_log_density(key: PRNGKeyArray, flow: AbstractDistribution, draws: Draws, num_draws: int) -> Scalar:
+    """Mean log density, nats, of ``num_draws`` of the draws, picked with replacement."""
+    picked = jax.random.randint(key, (num_draws,), 0, draws.shape[0])
+    return jnp.mean(flow.log_prob(draws[picked]))
 
 
 def _frozen(flow: AbstractDistribution) -> AbstractDistribution:

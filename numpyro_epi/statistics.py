@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._registry import Provider, Registry
-from ._types import Sites
+from ._types import AbstractSites, Sites
 
 __all__ = ["Statistic", "get_statistic", "list_statistics", "log", "norm", "square", "statistic", "value"]
 
@@ -46,7 +46,7 @@ class Statistic(eqx.Module):
         if extra := sorted(set(self.coords) - set(self.dims)):
             raise ValueError(f"Expected coords of {self.name!r} for dims among {self.dims}; got {extra}.")
 
-    def __call__(self, sites: Sites) -> Array:
+    def __call__(self, sites: AbstractSites) -> Array:
         """Measure one draw."""
         return jnp.asarray(self.function(sites), float)
 

@@ -1,18 +1,23 @@
 """The exported data: what it holds, that it survives a file, and that both ArviZ generations take it."""
 
+import importlib.util
+import itertools
 import json
 import os
-import warnings
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.special
+import scipy.stats
 import xarray as xr
 from flowjax.distributions import Normal
+from numpyro.distributions import constraints
 
 from numpyro_epi import _arviz
 from numpyro_epi._arviz import as_datatree, read_arviz, result_groups, to_arviz, to_datatree, write
@@ -20,18 +25,21 @@ from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
 from numpyro_epi.statistics import statistic
 
-# ArviZ 0.23 announces its rewrite once a day; the others come from inside ArviZ and Matplotlib.
-THIRD_PARTY = (
+# ArviZ 0.23 announces its rewrite once a day, and its plots pass Matplotlib what 3.11 deprecates.
+pytestmark = pytest.mark.filterwarnings(
+    "error",
     "ignore:\\nArviZ is undergoing a major refactor:FutureWarning",
+    "ignore:Passing a dict or None as alias_mapping:matplotlib.MatplotlibDeprecationWarning",
 )
-pytestmark = pytest.mark.filterwarnings("error", *THIRD_PARTY)
 
-SUFFIXES = (".nc", ".zarr")
+GROUPS = ("posterior", "posterior_predictive", "sample_stats", "constant_data", "optimization")
+PRIOR_GROUPS = ("prior", "prior_predictive", "sample_stats_prior")
+DENSITY_TOLERANCE = 2e-4  # float32: a sum of ten terms of about 10, through a sigmoid.
 
 
 def network(num_rows: int = 2, num_columns: int = 2):
     """A matrix on an interval, a positive rate, and a noise vector, in a site whose name has a slash."""
-    weights = numpyro.sample("A", dist.Uniform(-10, 10).expand([num_rows, num_columns]).to_event(2))
+    numpyro.sample("A", dist.Uniform(-10, 10).expand([num_rows, num_columns]).to_event(2))
     rate = numpyro.sample("cell/rate", dist.Gamma(2.0, 1.0))
     noise = numpyro.sample("input/noise", dist.Normal(0, 1).expand([3]).to_event(1))
     numpyro.deterministic("drive", rate + noise)
@@ -54,13 +62,13 @@ def network_problem(**sizes) -> Problem:
     return Problem(network, prop, parameters=("A", "cell/rate"), model_kwargs=sizes)
 
 
-def history(num_constraints_names: list[str], num_epochs: int = 40) -> xr.Dataset:
+def history(names: list[str], num_epochs: int = 40) -> xr.Dataset:
     """A run that approaches its targets."""
-    rng, epoch, names = np.random.default_rng(0), np.arange(num_epochs), num_constraints_names
+    rng, epoch = np.random.default_rng(0), np.arange(num_epochs)
     decay = np.exp(-epoch / 6)[:, None] * rng.normal(scale=3, size=len(names))
     violation = decay + 0.02 * rng.normal(size=decay.shape)
     scalars = {"step": 50 * (epoch + 1), "loss": 5 + np.exp(-epoch / 5), "entropy": 9 - 3 * (1 - np.exp(-epoch / 9))}
-    scalars |= {"learning_rate": np.full(num_epochs, 3e-3), "finite_share": np.ones(num_epochs), "penalty": np.ones(num_epochs)}
+    scalars |= {name: np.ones(num_epochs) for name in ("learning_rate", "finite_share", "penalty")}
     data = {name: ("epoch", values) for name, values in scalars.items()}
     matrices = {"violation": violation, "multiplier": 0.1 * violation.cumsum(axis=0), "moment": violation + 1}
     data |= {name: (("epoch", "constraint"), values) for name, values in matrices.items()}
@@ -70,8 +78,8 @@ def history(num_constraints_names: list[str], num_epochs: int = 40) -> xr.Datase
 def constraint_table(problem: Problem) -> xr.Dataset:
     """Constraints that hold nearly."""
     found, rng = problem.constraints, np.random.default_rng(1)
-    numbers = {"target": problem.target, "scale": 0.5 + rng.random(len(found)), "order": np.array([c.order for c in found])}
-    numbers["violation"] = 0.01 * rng.normal(size=len(found))
+    numbers = {"target": problem.target, "order": np.array([constraint.order for constraint in found])}
+    numbers |= {"scale": 0.5 + rng.random(len(found)), "violation": 0.01 * rng.normal(size=len(found))}
     numbers |= {"standard_error": 0.01 * numbers["scale"], "multiplier": rng.normal(size=len(found))}
     numbers["achieved"] = numbers["target"] + numbers["violation"] * numbers["scale"]
     data = {name: ("constraint", values) for name, values in numbers.items()}
@@ -96,3 +104,490 @@ def fake_result(problem: Problem) -> SimpleNamespace:
         constraints=constraints,
         history=history(list(constraints["constraint"].values)),
     )
+
+
+def export(problem: Problem, *, num_chains: int = 2, num_draws: int = 50, seed: int = 0) -> xr.DataTree:
+    """The tree of a fake result."""
+    key = jax.random.key(seed)
+    return to_datatree(*result_groups(fake_result(problem), key=key, num_chains=num_chains, num_draws=num_draws))
+
+
+@pytest.fixture(scope="module")
+def tree() -> xr.DataTree:
+    return export(network_problem(), num_chains=4, num_draws=500)
+
+
+@pytest.fixture
+def small_tree() -> xr.DataTree:
+    """Cheap, ours by its attribute, for what only concerns files."""
+    data = xr.Dataset({"x": (("chain", "draw"), np.arange(12.0).reshape(2, 6))})
+    return to_datatree({"posterior": data}, {"numpyro_epi_version": "0.1.0"})
+
+
+def of_one_site(support, *, deterministic=None, **statistic_options) -> Problem:
+    """A problem with one vector ``x`` of size 2 on this support, and the mean of ``x`` for a statistic."""
+
+    def model():
+        x = numpyro.sample("x", support)
+        if deterministic is not None:
+            deterministic(x)
+
+    measured = statistic(**{"name": "mean_x", **statistic_options})(lambda sites: sites["x"])
+    return Problem(model, EmergentProperty(Target(measured, 0.0)))
+
+
+def test_groups_hold_what_arviz_expects(tree):
+    assert set(tree.children) == {*GROUPS, *PRIOR_GROUPS}
+    for name in ("posterior", "prior"):
+        assert dict(tree[name].sizes) == {"chain": 4, "draw": 500, "A_dim_0": 2, "A_dim_1": 2}
+        assert list(tree[name].data_vars) == ["A", "cell.rate"]
+    for name in ("posterior_predictive", "prior_predictive"):
+        assert list(tree[name].data_vars) == ["trace", "cell_rate", "drive", "input.noise"]
+        assert [tree[name][site].attrs["kind"] for site in tree[name].data_vars] == [
+            *("statistic", "statistic", "deterministic", "noise")
+        ]
+        assert list(tree[name]["cell"].values) == ["E", "I", "V"]
+        assert tree[name]["cell_rate"].attrs["unit"] == "Hz"
+    assert list(tree["sample_stats"].data_vars) == ["lp", "log_prior", "finite"]
+    assert tree["sample_stats"]["finite"].dtype == bool
+
+
+def test_arrays_are_numpy(tree):
+    for node in tree.descendants:
+        assert all(type(variable.data) is np.ndarray for variable in node.variables.values())
+
+
+@pytest.mark.parametrize(
+    ("parameters", "measured"), [("posterior", "posterior_predictive"), ("prior", "prior_predictive")]
+)
+def test_statistics_are_those_of_the_draws_beside_them(tree, parameters, measured):
+    weights, rate = tree[parameters]["A"].values, tree[parameters]["cell.rate"].values
+    noise = tree[measured]["input.noise"].values
+    np.testing.assert_allclose(tree[measured]["trace"], weights[..., 0, 0] + weights[..., 1, 1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(tree[measured]["cell_rate"], rate[..., None] + 0.1 * noise, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(tree[measured]["drive"], rate[..., None] + noise, rtol=1e-5, atol=1e-5)
+
+
+def test_density_is_that_of_the_constrained_parameters(tree):
+    """Change of variables written out with SciPy: a logit on [-10, 10] and a logarithm."""
+    flow = fake_result(network_problem()).flow
+    share = (tree["posterior"]["A"].values.astype(float).reshape(2000, 4) + 10) / 20
+    rate = tree["posterior"]["cell.rate"].values.astype(float).reshape(2000, 1)
+    u = np.concatenate([scipy.special.logit(share), np.log(rate)], axis=1)
+    log_det = np.log(20 * share * (1 - share)).sum(axis=1) + np.log(rate[:, 0])
+    expected = scipy.stats.norm(np.linspace(-0.5, 0.5, 5), np.linspace(0.3, 0.8, 5)).logpdf(u).sum(axis=1) - log_det
+    assert flow.shape == (5,)
+    np.testing.assert_allclose(tree["sample_stats"]["lp"].values.ravel(), expected, atol=DENSITY_TOLERANCE, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("draws", "quality"), [("posterior", "sample_stats"), ("prior", "sample_stats_prior")])
+def test_prior_density_is_that_of_the_model(tree, draws, quality):
+    rate = tree[draws]["cell.rate"].values.astype(float)
+    expected = -4 * np.log(20) + scipy.stats.gamma(2.0).logpdf(rate)
+    np.testing.assert_allclose(tree[quality]["log_prior"], expected, atol=DENSITY_TOLERANCE, rtol=1e-4)
+
+
+def test_prior_draws_follow_the_prior(tree):
+    """Kolmogorov-Smirnov at a fixed key; 1e-3 for each of two."""
+    weights, rate = tree["prior"]["A"].values.ravel(), tree["prior"]["cell.rate"].values.ravel()
+    assert scipy.stats.kstest(weights, scipy.stats.uniform(-10, 20).cdf).pvalue > 1e-3
+    assert scipy.stats.kstest(rate, scipy.stats.gamma(2.0).cdf).pvalue > 1e-3
+
+
+def test_noise_is_fresh_in_every_draw(tree):
+    for name in ("posterior_predictive", "prior_predictive"):
+        assert len(np.unique(tree[name]["input.noise"].values)) > 0.99 * 6000
+
+
+def test_export_depends_on_the_key_alone():
+    problem = network_problem()
+    first, again, other = (export(problem, seed=seed) for seed in (0, 0, 1))
+    xr.testing.assert_identical(first["posterior"].to_dataset(), again["posterior"].to_dataset())
+    assert not np.any(first["posterior"]["A"].values == other["posterior"]["A"].values)
+
+
+def test_draws_that_are_not_finite_are_marked():
+    problem = of_one_site(dist.Uniform(-1, 1).expand([2]).to_event(1))
+    measured = statistic(name="root")(lambda sites: jnp.sqrt(sites["x"]))
+    tree = export(Problem(problem.simulator.model, EmergentProperty(Target(measured, 0.5))))
+    negative = (tree["posterior"]["x"] < 0).any("x_dim_0")
+    assert 0 < int(negative.sum()) < negative.size
+    np.testing.assert_array_equal(tree["sample_stats"]["finite"], ~negative)
+
+
+def test_improper_prior_is_left_out():
+    tree = export(of_one_site(dist.ImproperUniform(constraints.real, (2,), ())))
+    assert set(tree.children) == set(GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("support", "expected"),
+    [
+        (dist.Uniform(jnp.array([-1.0, 0.0]), 3.0).to_event(1), ([-1, 0], [3, 3])),
+        (dist.Beta(2, 2).expand([2]), ([0, 0], [1, 1])),
+        (dist.HalfNormal().expand([2]), ([0, 0], [np.inf, np.inf])),
+        (dist.Normal().expand([2]), None),
+        (dist.Dirichlet(jnp.ones(2)), None),
+    ],
+    ids=["uniform", "beta", "positive", "real", "simplex"],
+)
+def test_bounds_are_those_of_the_support(support, expected):
+    found = export(of_one_site(support), num_chains=1, num_draws=2)["constant_data"]
+    if expected is None:
+        assert "x_lower" not in found
+    else:
+        np.testing.assert_array_equal(found["x_lower"], expected[0])
+        np.testing.assert_array_equal(found["x_upper"], expected[1])
+
+
+def test_bounds_that_depend_on_another_parameter_are_left_out():
+    def model():
+        width = numpyro.sample("width", dist.Uniform(1, 2))
+        numpyro.sample("x", dist.Uniform(0, width))
+
+    prop = EmergentProperty(Target(lambda sites: sites["x"], 0.5, name="mean"))
+    found = export(Problem(model, prop), num_chains=1, num_draws=2)["constant_data"]
+    assert "width_upper" in found
+    assert "x_upper" not in found
+
+
+def test_constraints_and_history_are_passed_on():
+    result = fake_result(network_problem())
+    groups, _ = result_groups(result, key=jax.random.key(0), num_chains=1, num_draws=2)
+    xr.testing.assert_identical(groups["optimization"], result.history)
+    xr.testing.assert_identical(groups["constant_data"][list(result.constraints.data_vars)], result.constraints)
+    assert list(groups["constant_data"]["statistic"].values[:2]) == ["trace", "cell_rate[E]"]
+    assert list(groups["constant_data"]["statistic"].values[4:6]) == ["trace", "cell_rate[E]"]
+
+
+def test_root_attributes_say_what_was_run(tree):
+    attrs = tree.attrs
+    assert (attrs["status"], attrs["satisfied"], attrs["entropy"]) == ("satisfied", 1, 6.5)
+    assert (attrs["problem"], attrs["base"], attrs["seed"]) == ("network", "prior", "key<fry>[0 1]")
+    assert np.isnan(attrs["gap"])
+    assert json.loads(attrs["settings"]) == {"tolerance": 0.05, "num_draws": 500, "flow": None}
+    assert attrs["jax_version"] == jax.__version__
+    assert isinstance(json.loads(attrs["plugins"]), dict)
+    assert "numpyro-epi" not in json.loads(attrs["plugins"])
+    assert attrs["inference_library"] == "numpyro_epi"
+    assert "independent draws" in tree["posterior"].attrs["draws"]
+
+
+def test_gap_comes_from_the_certificate():
+    result = fake_result(network_problem())
+    result.certificate = SimpleNamespace(gap=0.25)
+    _, attrs = result_groups(result, key=jax.random.key(0), num_chains=1, num_draws=2)
+    assert attrs["gap"] == 0.25
+
+
+@pytest.mark.parametrize(("num_chains", "num_draws"), [(0, 5), (5, 0)])
+def test_counts_must_be_positive(num_chains, num_draws):
+    with pytest.raises(ValueError, match=f"Expected at least one chain and one draw; got {num_chains} chains"):
+        export(network_problem(), num_chains=num_chains, num_draws=num_draws)
+
+
+def test_slashes_become_dots_and_are_remembered(tree):
+    assert tree["posterior"]["cell.rate"].attrs["original_name"] == "cell/rate"
+    assert tree["posterior_predictive"]["input.noise"].dims[2] == "input.noise_dim_0"
+    assert "cell.rate_lower" in tree["constant_data"]
+
+
+def test_slash_never_overwrites_a_name_with_a_dot():
+    data = xr.Dataset({"a/b": ("x", [1.0]), "a.b": ("x", [2.0])})
+    found = to_datatree({"group": data}, {})["group"]
+    assert {array.attrs.get("original_name", name): float(array[0]) for name, array in found.data_vars.items()} == {
+        "a/b": 1.0,
+        "a.b": 2.0,
+    }
+
+
+def test_site_with_the_name_of_a_statistic_is_kept_beside_it():
+    problem = of_one_site(dist.Normal().expand([2]), deterministic=lambda x: numpyro.deterministic("mean_x", 2 * x))
+    found = export(problem)["posterior_predictive"]
+    np.testing.assert_allclose(found["site.mean_x"].values, 2 * found["mean_x"].values, rtol=1e-6)
+    assert found["site.mean_x"].attrs["original_name"] == "mean_x"
+
+
+@pytest.mark.parametrize("dims", [("draw",), ("chain",), ("mean_x",), ("x_dim_0",)])
+def test_any_dim_of_a_statistic_can_be_exported(dims):
+    tree = export(of_one_site(dist.Normal().expand([2]), dims=dims))
+    np.testing.assert_array_equal(tree["posterior_predictive"]["mean_x"].values, tree["posterior"]["x"].values)
+
+
+def test_statistics_share_a_dim_only_with_its_labels():
+    first = statistic(name="first", dims=("cell",), coords={"cell": ("E", "I")})(lambda sites: sites["x"])
+    second = statistic(name="second", dims=("cell",), coords={"cell": ("E", "I")})(lambda sites: sites["x"])
+    third = statistic(name="third", dims=("cell",), coords={"cell": ("P", "Q", "R")})(lambda sites: jnp.ones(3))
+    square = statistic(name="square", dims=("cell", "cell"), coords={"cell": ("E", "I")})(
+        lambda sites: jnp.ones((2, 2))
+    )
+    prop = EmergentProperty(*(Target(one, 1.0) for one in (first, second, third, square)))
+    problem = Problem(of_one_site(dist.Normal().expand([2])).simulator.model, prop)
+    found = export(problem)["posterior_predictive"]
+    assert [found[name].dims[2:] for name in ("first", "second", "third", "square")] == [
+        *(("cell",), ("cell",), ("third_cell",), ("cell", "square_cell"))
+    ]
+    assert list(found["third_cell"].values) == ["P", "Q", "R"]
+
+
+@pytest.mark.parametrize(
+    "coord", [("E", "I"), (1, 2.5), (0.1, 1e-5), (True, False), ("a", 1), (3, 4), ((1, 2), (3, 4))], ids=str
+)
+def test_labels_print_as_in_the_constraints_names(coord):
+    problem = of_one_site(dist.Normal().expand([2]), dims=("cell",), coords={"cell": coord})
+    labels = export(problem)["posterior_predictive"]["cell"].values
+    assert [f"mean_x[{label}]" for label in labels] == [constraint.name for constraint in problem.constraints]
+
+
+@pytest.mark.parametrize("name", ["chain", "draw"])
+def test_site_may_be_called_like_a_sample_dim(name):
+    prop = EmergentProperty(Target(lambda sites: sites[name], 0.0, name="mean"))
+    tree = export(Problem(lambda: numpyro.sample(name, dist.Normal()), prop))
+    np.testing.assert_array_equal(tree["posterior"][f"site.{name}"], tree["posterior_predictive"]["mean"])
+
+
+def test_complex_sites_become_two():
+    problem = of_one_site(dist.Normal().expand([2]), deterministic=lambda x: numpyro.deterministic("z", x + 2j * x))
+    tree = export(problem)
+    np.testing.assert_array_equal(tree["posterior_predictive"]["z.real"], tree["posterior"]["x"])
+    np.testing.assert_allclose(tree["posterior_predictive"]["z.imag"].values, 2 * tree["posterior"]["x"].values)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (True, 1),
+        (np.bool_(False), 0),
+        (None, ""),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (2**70, str(2**70)),
+        ({"a": (1, np.float64(2.0)), "b": None}, '{"a": [1, 2.0], "b": null}'),
+        (["a", "b"], '["a", "b"]'),
+        (np.arange(3), "[0, 1, 2]"),
+        (jnp.arange(3), "[0, 1, 2]"),
+        ({"rule": len}, '{"rule": "<built-in function len>"}'),
+    ],
+    ids=str,
+)
+def test_attributes_become_plain(given, kept):
+    found = to_datatree({"group": xr.Dataset(attrs={"name": given})}, {"name": given})
+    for attrs in (found.attrs, found["group"].attrs):
+        assert attrs == {"name": kept}
+        assert type(attrs["name"]) is type(kept)
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_file_keeps_everything(tree, tmp_path, suffix):
+    write(tree, tmp_path / f"result{suffix}")
+    found = read_arviz(tmp_path / f"result{suffix}")
+    xr.testing.assert_identical(found, tree)
+    assert {name: type(value) for name, value in found.attrs.items()} == {n: type(v) for n, v in tree.attrs.items()}
+    for node, name in itertools.chain.from_iterable(
+        ((node, name) for name in node.variables) for node in tree.descendants
+    ):
+        assert found[node.path].variables[name].dtype == node.variables[name].dtype, (node.path, name)
+    assert [path.name for path in tmp_path.iterdir()] == [f"result{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_odd_types_survive_a_file(tmp_path, suffix):
+    columns = {
+        "flags": np.array([True, False, True]),
+        "words": np.array(["", "µV", "a/b"]),
+        "objects": np.array(["", "µV", "a/b"], dtype=object),
+        "counts": np.arange(3, dtype=np.uint32),
+        "gaps": np.array([np.nan, np.inf, 1], dtype=np.float32),
+        "halves": np.asarray(jnp.arange(3, dtype=jnp.bfloat16)),
+    }
+    data = xr.Dataset(
+        {name: ("label", values) for name, values in columns.items()}, coords={"label": ["a b", "c/d", "é"]}
+    )
+    tree = to_datatree({"group": data}, {"numpyro_epi_version": "0", "nothing": None, "number": float("nan")})
+    write(tree, tmp_path / f"odd{suffix}")
+    found = read_arviz(tmp_path / f"odd{suffix}")
+    xr.testing.assert_identical(found, tree)
+    kinds = {name: variable.dtype for name, variable in found["group"].data_vars.items()}
+    assert kinds == {
+        **{"flags": bool, "words": np.dtype("<U3"), "objects": np.dtype("<U3")},
+        **{"counts": np.uint32, "gaps": np.float32, "halves": np.float32},
+    }
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_read_data_is_in_memory(small_tree, tmp_path, suffix):
+    path = tmp_path / f"result{suffix}"
+    write(small_tree, path)
+    found = read_arviz(path)
+    path.rename(tmp_path / "elsewhere")
+    np.testing.assert_array_equal(found["posterior"]["x"].values, np.arange(12.0).reshape(2, 6))
+
+
+def test_what_arviz_saves_can_be_read(tree, tmp_path):
+    to_arviz(tree).to_netcdf(str(tmp_path / "result.nc"), engine="h5netcdf")
+    xr.testing.assert_identical(read_arviz(tmp_path / "result.nc"), tree)
+
+
+def test_arviz_container_can_be_written(tree, tmp_path):
+    write(to_arviz(tree), tmp_path / "result.nc")
+    xr.testing.assert_identical(read_arviz(tmp_path / "result.nc"), tree)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.99])
+def test_truncated_file_is_named(small_tree, tmp_path, share):
+    path = tmp_path / "result.nc"
+    write(small_tree, path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="Expected a complete exported result at .*result.nc; .*may be truncated"):
+        read_arviz(path)
+
+
+@pytest.mark.parametrize("lost_bytes", [1, 30])
+def test_truncated_zarr_chunk_is_named(small_tree, tmp_path, lost_bytes):
+    path = tmp_path / "result.zarr"
+    write(small_tree, path)
+    chunk = path / "posterior" / "x" / "0.0"
+    chunk.write_bytes(chunk.read_bytes()[:-lost_bytes])
+    with pytest.raises(ValueError, match="Expected a complete exported result at .*may be truncated"):
+        read_arviz(path)
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_foreign_file_is_refused(small_tree, tmp_path, suffix):
+    del small_tree.attrs["numpyro_epi_version"]
+    write(small_tree, tmp_path / f"result{suffix}")
+    with pytest.raises(ValueError, match="Expected a file that numpyro_epi exported"):
+        read_arviz(tmp_path / f"result{suffix}")
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Expected an exported result at .*none.nc; there is no such file"):
+        read_arviz(tmp_path / "none.nc")
+
+
+@pytest.mark.parametrize("name", ["result.csv", "result"])
+def test_other_suffixes_are_refused(small_tree, tmp_path, name):
+    for use in (lambda path: write(small_tree, path), read_arviz):
+        with pytest.raises(ValueError, match=r"Expected a path that ends in .nc \(NetCDF\) or .zarr"):
+            use(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_existing_file_is_replaced_only_on_request(small_tree, tmp_path, suffix):
+    path = tmp_path / f"result{suffix}"
+    write(small_tree, path)
+    changed = to_datatree({"posterior": small_tree["posterior"].to_dataset() + 1}, small_tree.attrs)
+    with pytest.raises(FileExistsError, match="Expected nothing at .* yet; it exists. Pass overwrite=True"):
+        write(changed, path)
+    xr.testing.assert_identical(read_arviz(path), small_tree)
+    write(changed, path, overwrite=True)
+    xr.testing.assert_identical(read_arviz(path), changed)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_folder_of_something_else_is_never_replaced(small_tree, tmp_path, suffix):
+    path = tmp_path / f"result{suffix}"
+    path.mkdir()
+    (path / "thesis.tex").write_text("dear")
+    with pytest.raises(FileExistsError, match="it is not, so it is not replaced"):
+        write(small_tree, path, overwrite=True)
+    assert (path / "thesis.tex").read_text() == "dear"
+
+
+@pytest.mark.parametrize(("suffix", "method"), [(".nc", "to_netcdf"), (".zarr", "to_zarr")])
+def test_failed_write_leaves_the_old_file_and_no_litter(small_tree, tmp_path, monkeypatch, suffix, method):
+    path = tmp_path / f"result{suffix}"
+    write(small_tree, path)
+    whole = getattr(xr.DataTree, method)
+
+    def interrupted(self, *args, **kwargs):
+        whole(self, *args, **kwargs)
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(xr.DataTree, method, interrupted)
+    with pytest.raises(OSError, match="No space left"):
+        write(small_tree, path, overwrite=True)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    xr.testing.assert_identical(read_arviz(path), small_tree)
+
+
+@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+def test_old_file_returns_if_the_new_one_cannot_take_its_place(small_tree, tmp_path, monkeypatch, suffix):
+    path = tmp_path / f"result{suffix}"
+    write(small_tree, path)
+
+    def refused(source, target):
+        raise OSError("Stale file handle")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_arviz.os, "replace", refused)
+        with pytest.raises(OSError, match="Stale file handle"):
+            write(small_tree, path, overwrite=True)
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+    xr.testing.assert_identical(read_arviz(path), small_tree)
+
+
+def test_missing_folder_is_named(small_tree, tmp_path):
+    with pytest.raises(FileNotFoundError, match="Expected a folder at .*nowhere; there is none"):
+        write(small_tree, tmp_path / "nowhere" / "result.nc")
+
+
+def test_folder_that_cannot_be_written_is_named(small_tree, tmp_path, monkeypatch):
+    """Asked of the system, since tests may run as root, who may write anywhere."""
+    monkeypatch.setattr(_arviz.os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(PermissionError, match="Expected a folder one can write to"):
+        write(small_tree, tmp_path / "result.nc")
+
+
+def test_missing_zarr_names_the_extra(small_tree, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    for use in (lambda path: write(small_tree, path), read_arviz):
+        with pytest.raises(ImportError, match=r"pip install 'numpyro-epi\[zarr\]'"):
+            use(tmp_path / "result.zarr")
+
+
+def test_only_exported_data_is_taken():
+    with pytest.raises(TypeError, match="Expected exported data .*; got dict. A result exports itself"):
+        as_datatree({})
+
+
+def test_every_form_of_exported_data_gives_the_same_tree(tree, tmp_path):
+    write(tree, tmp_path / "result.nc")
+    for form in (tree, to_arviz(tree), tmp_path / "result.nc", str(tmp_path / "result.nc")):
+        xr.testing.assert_identical(as_datatree(form), tree)
+
+
+@pytest.fixture
+def arviz():
+    matplotlib.use("Agg")
+    import arviz
+
+    yield arviz
+    import matplotlib.pyplot as plt
+
+    plt.close("all")
+
+
+def test_arviz_summarises_every_draw(tree, arviz):
+    exported = to_arviz(tree)
+    table = arviz.summary(exported, round_to="none", kind="stats")
+    assert list(table.index) == ["A[0, 0]", "A[0, 1]", "A[1, 0]", "A[1, 1]", "cell.rate"]
+    np.testing.assert_allclose(table["mean"].iloc[1], tree["posterior"]["A"].values[..., 0, 1].mean(), rtol=1e-4)
+    predicted = arviz.summary(exported, group="posterior_predictive", kind="stats")
+    assert "cell_rate[V]" in predicted.index
+
+
+def test_arviz_finds_the_draws_independent(tree, arviz):
+    """Four chains of 500; the standard error of an effective sample size of white noise is below 10 % here."""
+    sizes = arviz.ess(to_arviz(tree)["posterior"] if arviz.__version__ >= "1" else to_arviz(tree))
+    assert float(sizes["A"].min()) > 0.7 * 2000
+
+
+@pytest.mark.parametrize("plot", ["plot_pair", "plot_trace"])
+def test_arviz_plots_what_is_exported(tree, arviz, tmp_path, plot):
+    drawn = getattr(arviz, plot)(to_arviz(tree))
+    figure = drawn.ravel()[0].figure if isinstance(drawn, np.ndarray) else drawn
+    figure.savefig(tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000

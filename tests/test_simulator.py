@@ -374,7 +374,7 @@ BAD_NAMES = {
     "param": (learning, (), r"Expected random sites only; got numpyro\.param site\(s\) \['loc'\]"),
     "discrete by default": (counting, (), r"also draws the discrete site\(s\) \['k'\].*parameters=\('z',\)"),
     "discrete by name": (counting, ("z", "k"), r"Expected continuous parameters; got the discrete site\(s\) \['k'\]"),
-    "none": (certain, (), r"Expected at least one parameter; .* only \{'x': 'deterministic'\}"),
+    "none": (certain, (), r"Expected at least one continuous parameter; .* only \{'x': 'deterministic'\}"),
     "unknown": (several, ("widht",), r"among the sample sites \['width', .*'bias'\]; got \['widht'\]"),
     "deterministic": (several, ("width", "total"), r"among the sample sites .*; \['total'\] are not random"),
     "plate": (several, ("units",), r"among the sample sites .*; \['units'\] are not random"),

@@ -1,0 +1,324 @@
+"""What a fit found: plain data, printable as a table, exportable, and a distribution to draw from."""
+
+import enum
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flowjax.distributions import AbstractDistribution
+from jaxtyping import Array, Float
+
+from ._guide import AutoFlow, parameters_only
+from ._problem import Problem
+from ._types import Key, Sites
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+class STATUS(enum.Enum):
+    """How a run ended; the value is advice."""
+
+    satisfied = "The emergent property holds: every constraint's interval lies within the tolerance."
+    unsatisfied = (
+        "Some constraint is not within the tolerance yet. Give more steps (max_steps), more draws a step (num_draws), or a "
+        "larger flow; problem.check(key) looks for a cause."
+    )
+    infeasible = (
+        "The multipliers grow without end while the violation stays: no distribution over these parameters seems to have "
+        "this property. Widen a spread, move a target, or widen the prior."
+    )
+    nonfinite_draws = (
+        "Some simulations are not finite, and the statistics' means leave them out: the answer is conditioned on finite "
+        "simulations. Narrow the prior, or make the simulator finite there."
+    )
+    nonfinite = (
+        "Every simulation, or the loss itself, became non-finite. problem.check(key) shows where the model fails; else "
+        "lower the learning rate."
+    )
+
+
+class Verdict(NamedTuple):
+    """Moments measured on fresh draws of the finished guide.
+
+    Attributes:
+        mean: ``E[T]``, shape [M], in the moments' units.
+        scale: Standard deviation of ``T`` under the guide, shape [M].
+        standard_error: Of ``mean``, shape [M].
+        entropy: Differential entropy of the parameters' distribution, nats.
+        entropy_standard_error: Of ``entropy``, nats.
+        base_entropy: ``-KL(q || base)``, nats.
+        finite_share: Share of draws with finite moments.
+        num_draws: Fresh draws used.
+    """
+
+    mean: Float[np.ndarray, " M"]
+    scale: Float[np.ndarray, " M"]
+    standard_error: Float[np.ndarray, " M"]
+    entropy: float
+    entropy_standard_error: float
+    base_entropy: float
+    finite_share: float
+    num_draws: int
+
+    def violation(self, target: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
+        """``(E[T] - target) / scale``; infinite where a moment off its target does not vary."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(self.mean == target, 0.0, (self.mean - target) / self.scale)
+
+    def satisfies(self, target: Float[np.ndarray, " M"], tolerance: float) -> Float[np.ndarray, " M"]:
+        """Which constraints pass the equivalence test: a 95 % interval within ``tolerance`` standard deviations."""
+        margin = 1.96 * self.standard_error
+        return np.abs(self.mean - target) + margin <= tolerance * self.scale
+
+
+class Result(eqx.Module):
+    """The outcome of `fit`.
+
+    Attributes:
+        problem: The question.
+        flow: The fitted flow, over the unconstrained parameters.
+        status: How the run ended.
+        verdict: The constraints measured on fresh draws.
+        eta: Lagrange multipliers, shape [M], each in the inverse of its moment's unit.
+        records: The run's history by name, each with epochs as leading axis.
+        settings: What the run was asked for and what it did.
+        seconds: Wall time, compile included.
+        seed: The key the run was given, as text.
+        certificate: How far from the optimum the answer can be; not computed yet.
+    """
+
+    problem: Problem
+    flow: AbstractDistribution
+    status: STATUS = eqx.field(static=True)
+    verdict: Verdict
+    eta: Float[np.ndarray, " M"]
+    records: Mapping[str, np.ndarray]
+    settings: Mapping[str, Any] = eqx.field(static=True)
+    seconds: float
+    seed: str = eqx.field(static=True)
+    certificate: None = None
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether the emergent property holds within the tolerance."""
+        return self.status is STATUS.satisfied
+
+    @property
+    def status_name(self) -> str:
+        """The status as one word."""
+        return self.status.name
+
+    @property
+    def status_message(self) -> str:
+        """The status in a sentence, with the constraints that are furthest off where there are any."""
+        if self.status not in (STATUS.unsatisfied, STATUS.infeasible):
+            return self.status.value
+        violation = self.verdict.violation(self.problem.target)
+        passes = self.verdict.satisfies(self.problem.target, self.settings["tolerance"])
+        order = [i for i in np.argsort(-np.abs(violation)) if not passes[i]][:4]
+        parts = [
+            f"{self.problem.constraints[i].name} is {self.verdict.mean[i]:.4g}, {abs(violation[i]):.2g} sd "
+            f"{'above' if violation[i] > 0 else 'below'} its target {self.problem.target[i]:.4g}"
+            for i in order
+        ]
+        return f"{self.status.value} Off: {'; '.join(parts)}."
+
+    @property
+    def entropy(self) -> float:
+        """Differential entropy of the parameters' distribution, nats."""
+        return self.verdict.entropy
+
+    @property
+    def guide(self) -> AutoFlow:
+        """The fitted NumPyro guide, with ``guide.params``: `Predictive`, `SVI` and `NeuTraReparam` accept it."""
+        simulator = self.problem.simulator
+        model = parameters_only(simulator.model, simulator.names)
+        return AutoFlow.from_flow(model, self.flow, *simulator.args, **simulator.kwargs)
+
+    def sample(self, key: Key, shape: tuple[int, ...] = ()) -> dict[str, Array]:
+        """Draw parameters on the constrained scale.
+
+        Args:
+            key: Random key.
+            shape: Leading shape of every site's draws.
+
+        Returns:
+            Site name to array of shape ``(*shape, *site shape)``.
+        """
+        return _sample(self.problem, self.flow, key, tuple(shape))
+
+    def log_prob(self, values: Sites) -> Float[Array, "..."]:
+        """Log density of parameter values on the constrained scale, nats.
+
+        Args:
+            values: Site name to values; leading axes in common are batch axes.
+
+        Raises:
+            ValueError: If a parameter is missing or its shape does not fit.
+        """
+        shape = _batch_shape(self.problem, values)
+        return _log_prob(self.problem, self.flow, {n: jnp.asarray(values[n]) for n in self.problem.simulator.names}, shape)
+
+    def statistics(self, key: Key, n: int = 1000) -> "xr.Dataset":
+        """Measure the statistics of ``n`` fresh draws.
+
+        Returns:
+            One variable a statistic over the dim ``draw`` and the statistic's own dims.
+        """
+        import xarray as xr
+
+        values = _statistics(self.problem, self.flow, key, n)
+        data = {}
+        for target in self.problem.property.targets:
+            statistic = target.statistic
+            array = np.asarray(values[statistic.name])
+            dims = statistic.dims or tuple(f"{statistic.name}_dim_{i}" for i in range(array.ndim - 1))
+            coords = {dim: list(labels) for dim, labels in statistic.coords.items()}
+            data[statistic.name] = xr.DataArray(array, dims=("draw", *dims), coords=coords, attrs={"unit": statistic.unit})
+        return xr.Dataset(data, coords={"draw": np.arange(n)})
+
+    @property
+    def constraints(self) -> "xr.Dataset":
+        """Everything about every constraint, over the dim ``constraint``."""
+        import xarray as xr
+
+        found = self.problem.constraints
+        columns = {
+            "target": self.problem.target,
+            "achieved": self.verdict.mean,
+            "standard_error": self.verdict.standard_error,
+            "scale": self.verdict.scale,
+            "violation": self.verdict.violation(self.problem.target),
+            "multiplier": self.eta,
+            "order": np.array([constraint.order for constraint in found]),
+            "unit": np.array([constraint.unit for constraint in found]),
+        }
+        names = [constraint.name for constraint in found]
+        return xr.Dataset({n: ("constraint", c) for n, c in columns.items()}, coords={"constraint": names})
+
+    @property
+    def violation(self) -> "xr.DataArray":
+        """``(E[T] - target) / scale`` on fresh draws, over ``constraint``, with targets and scales as coordinates."""
+        return self._column("violation")
+
+    @property
+    def multipliers(self) -> "xr.DataArray":
+        """Lagrange multipliers over ``constraint``, with targets and scales as coordinates."""
+        return self._column("multiplier")
+
+    @property
+    def history(self) -> "xr.Dataset":
+        """The run by epoch: step, loss, entropy, violation, multiplier, moment, penalty, finite_share, learning_rate."""
+        import xarray as xr
+
+        names = [constraint.name for constraint in self.problem.constraints]
+        data = {n: (("epoch", "constraint")[: a.ndim], a) for n, a in self.records.items()}
+        return xr.Dataset(data, coords={"constraint": names, "epoch": np.arange(len(self.records["step"]))})
+
+    def to_arviz(self, key: Key | None = None, *, num_chains: int = 4, num_draws: int = 500) -> Any:
+        """Export as ArviZ data: ``InferenceData`` with ArviZ 0.x, an xarray ``DataTree`` with 1.x.
+
+        Args:
+            key: For the exported draws; derived from the run's own key by default, so exports repeat.
+            num_chains: Independent draws are split into this many chains.
+            num_draws: Draws in each.
+        """
+        from ._arviz import result_groups, to_arviz, to_datatree
+
+        key = jax.random.fold_in(_seed_key(self.seed), 7) if key is None else key
+        return to_arviz(to_datatree(*result_groups(self, key=key, num_chains=num_chains, num_draws=num_draws)))
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the exported data and the flow to one NetCDF (``.nc``) or Zarr (``.zarr``) file, all or nothing.
+
+        Raises:
+            OSError: If the path cannot be written, or exists and ``overwrite`` is false.
+            ValueError: If the suffix is neither.
+        """
+        from ._store import save
+
+        save(self, path, overwrite=overwrite)
+
+    def __str__(self) -> str:
+        return "\n".join([*self._headline(), *self._table()])
+
+    def _headline(self) -> list[str]:
+        v, settings = self.verdict, self.settings
+        lines = [
+            f"Emergent property inference: {self.problem.name}",
+            f"status    {self.status.name}: {self.status_message}",
+            f"entropy   {v.entropy:.4f} +- {v.entropy_standard_error:.4f} nats",
+        ]
+        if self.problem.base == "prior":
+            lines.append(f"KL(q || prior)  {-v.base_entropy:.4f} nats")
+        if v.finite_share < 1:
+            lines.append(f"finite    {100 * v.finite_share:.2f} % of simulations")
+        lines.append(f"start     {settings['start_message']}")
+        lines.append(f"run       {settings['steps']} steps of {settings['num_draws']} draws in {self.seconds:.1f} s")
+        return lines
+
+    def _table(self) -> list[str]:
+        header = ("constraint", "unit", "target", "achieved", "95 % interval", "violation (sd)", "multiplier")
+        v = self.verdict
+        rows = [header]
+        for i, constraint in enumerate(self.problem.constraints):
+            low, high = v.mean[i] - 1.96 * v.standard_error[i], v.mean[i] + 1.96 * v.standard_error[i]
+            cells = (f"{constraint.target:.5g}", f"{v.mean[i]:.5g}", f"[{low:.5g}, {high:.5g}]")
+            violation = v.violation(self.problem.target)[i]
+            rows.append((constraint.name, constraint.unit or "-", *cells, f"{violation:+.3f}", f"{self.eta[i]:.5g}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+    def _column(self, name: str) -> "xr.DataArray":
+        found = self.constraints
+        beside = ("target", "achieved", "standard_error", "scale", "unit")
+        return found[name].assign_coords({n: found[n] for n in beside})
+
+
+def _seed_key(seed: str) -> Key:
+    data = np.array([int(word) for word in seed.split(",")], np.uint32)
+    return jax.random.wrap_key_data(jnp.asarray(data))
+
+
+@eqx.filter_jit
+def _sample(problem: Problem, flow: AbstractDistribution, key: Key, shape: tuple[int, ...]) -> dict[str, Array]:
+    u = flow.sample(key, (int(np.prod(shape, dtype=int)),))
+    sites = jax.vmap(lambda u: problem.simulator(jax.random.key(0), u).sites)(u)
+    return {name: sites[name].reshape(*shape, *sites[name].shape[1:]) for name in problem.simulator.names}
+
+
+@eqx.filter_jit
+def _log_prob(problem: Problem, flow: AbstractDistribution, values: Sites, shape: tuple[int, ...]) -> Array:
+    def one(values: Sites) -> Array:
+        log_det = problem.simulator.simulate(jax.random.key(0), values).log_det
+        return flow.log_prob(problem.simulator.unconstrain(values)) - log_det
+
+    flat = {name: value.reshape(-1, *value.shape[len(shape) :]) for name, value in values.items()}
+    return jax.vmap(one)(flat).reshape(shape)
+
+
+@eqx.filter_jit
+def _statistics(problem: Problem, flow: AbstractDistribution, key: Key, n: int) -> dict[str, Array]:
+    flow_key, noise_key = jax.random.split(key)
+    u = flow.sample(flow_key, (n,))
+    draw = jax.vmap(lambda key, u: problem.property.values(problem.simulator(key, u).sites))
+    return draw(jax.random.split(noise_key, n), u)
+
+
+def _batch_shape(problem: Problem, values: Sites) -> tuple[int, ...]:
+    shapes = {}
+    for parameter in problem.simulator.parameters:
+        if parameter.name not in values:
+            raise ValueError(f"Expected values of {list(problem.simulator.names)}; {parameter.name!r} is missing.")
+        found, own = jnp.shape(values[parameter.name]), parameter.shape
+        if found[len(found) - len(own) :] != own:
+            raise ValueError(f"Expected {parameter.name!r} of shape (..., {', '.join(map(str, own))}); got {found}.")
+        shapes[parameter.name] = found[: len(found) - len(own)]
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"Expected one batch shape for all parameters; got {shapes}.")
+    return next(iter(shapes.values()))

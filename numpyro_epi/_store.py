@@ -1,0 +1,110 @@
+"""A result on disk: its exported data, and beside them the flow's arrays, so that it can be drawn from again."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+from flowjax.distributions import AbstractDistribution
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from . import flows
+from ._arviz import as_datatree, read_arviz, result_groups, to_datatree, write
+from ._fit import build_flow
+from ._problem import Problem
+from ._result import STATUS, Result, Verdict, _seed_key
+
+FLOW_GROUP, VERDICT_GROUP = "guide", "verdict"
+"""Groups of the file beside those that ArviZ knows."""
+
+
+def save(result: Result, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Write a result to one NetCDF (``.nc``) or Zarr (``.zarr``) file; see `Result.save`."""
+    key = jax.random.fold_in(_seed_key(result.seed), 7)
+    groups, attrs = result_groups(result, key=key)
+    groups[FLOW_GROUP] = _flow_dataset(result.flow)
+    groups[VERDICT_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.verdict._asdict().items()})
+    write(to_datatree(groups, attrs), path, overwrite)
+
+
+def load(path: str | os.PathLike[str], problem: Problem, *, flow: flows.FlowBuilder = flows.default) -> Result:
+    """Read a saved result back.
+
+    Args:
+        path: What `Result.save` wrote.
+        problem: The question it answers; its constraints and parameters are compared with the file's.
+        flow: The flow builder that the run was given; only the shapes of what it builds matter.
+
+    Returns:
+        A result that draws, evaluates and exports as the saved one did.
+
+    Raises:
+        OSError: If there is no such file.
+        ValueError: If the file is damaged, answers another question, or holds another flow.
+    """
+    tree = read_arviz(path)
+    missing = {FLOW_GROUP, VERDICT_GROUP, "constant_data", "optimization"} - set(tree.children)
+    if missing:
+        raise ValueError(f"Expected a file written by Result.save; {Path(path)} has no group {sorted(missing)}.")
+    constraints = tree["constant_data"].to_dataset()
+    _compare(problem, constraints, Path(path))
+    settings = json.loads(tree.attrs["settings"])
+    built = build_flow(jax.random.key(0), flow, problem.dim, int(settings["num_components"]))
+    verdict = {f: _uncell(v) for f, v in tree[VERDICT_GROUP].to_dataset().data_vars.items()}
+    history = tree["optimization"].to_dataset()
+    return Result(
+        problem=problem,
+        flow=_with_arrays(built, tree[FLOW_GROUP].to_dataset(), Path(path)),
+        status=STATUS[tree.attrs["status"]],
+        verdict=Verdict(**verdict),
+        eta=np.asarray(constraints["multiplier"]),
+        records={str(n): np.asarray(v) for n, v in history.data_vars.items()},
+        settings=settings,
+        seconds=float(tree.attrs["seconds"]),
+        seed=str(tree.attrs["seed"]),
+    )
+
+
+def _flow_dataset(flow: AbstractDistribution) -> xr.Dataset:
+    arrays = [(keystr(path), leaf) for path, leaf in tree_flatten_with_path(flow)[0] if eqx.is_array(leaf)]
+    data = {f"leaf_{i}": _cell(leaf, prefix=f"leaf_{i}", path=path) for i, (path, leaf) in enumerate(arrays)}
+    return xr.Dataset(data)
+
+
+def _cell(value: Any, prefix: str = "", path: str = "") -> xr.DataArray:
+    array = np.asarray(value)
+    dims = [f"{prefix}_dim_{i}" if prefix else "constraint" for i in range(array.ndim)]
+    return xr.DataArray(array, dims=dims, attrs={"path": path} if path else {})
+
+
+def _uncell(variable: xr.DataArray) -> Any:
+    array = np.asarray(variable)
+    return array if array.ndim else array.item()
+
+
+def _with_arrays(flow: AbstractDistribution, saved: xr.Dataset, path: Path) -> AbstractDistribution:
+    leaves, structure = tree_flatten_with_path(flow)
+    found = {str(v.attrs["path"]): np.asarray(v) for v in saved.data_vars.values()}
+    wanted = {keystr(p): np.shape(leaf) for p, leaf in leaves if eqx.is_array(leaf)}
+    if wanted != {p: a.shape for p, a in found.items()}:
+        raise ValueError(
+            f"Expected the flow that was fitted; the {len(found)} arrays in {path} are not those of the {len(wanted)} "
+            "that flow=... builds. Pass the builder that the run was given."
+        )
+    filled = [jnp.asarray(found[keystr(p)], leaf.dtype) if eqx.is_array(leaf) else leaf for p, leaf in leaves]
+    return jax.tree.unflatten(structure, filled)
+
+
+def _compare(problem: Problem, constraints: xr.Dataset, path: Path) -> None:
+    names = [constraint.name for constraint in problem.constraints]
+    saved = [str(name) for name in constraints["constraint"].values]
+    if names != saved:
+        raise ValueError(f"Expected a result for the constraints {names}; {path} holds one for {saved}.")
+    targets = np.asarray(constraints["target"], float)
+    if not np.allclose(targets, problem.target, rtol=1e-6):
+        raise ValueError(f"Expected a result for the targets {problem.target.tolist()}; {path} has {targets.tolist()}.")

@@ -1,0 +1,203 @@
+"""Where a fit begins. Add a start here: a final subclass of `AbstractStart`.
+
+A start gives draws in unconstrained coordinates; the guide is moved to their mean and covariance and, where the start asks
+for it, fitted to them by maximum likelihood.
+"""
+
+import math
+from abc import abstractmethod
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ._dual import ChainSettings, has_proper_prior, solve
+from ._problem import Problem
+from ._types import Draws, Key, Moments, Numbers
+
+__all__ = ["AbstractStart", "Chains", "Gaussian", "Pilot", "Prior", "Start", "default"]
+
+
+class Start(NamedTuple):
+    """What a run begins with.
+
+    Attributes:
+        draws: Draws in unconstrained coordinates, shape [N, D].
+        fit_draws: Fit the flow to the draws by maximum likelihood, and not only to their mean and covariance.
+        eta: Multipliers of the solution, shape [M], where the start knows them; the draws are then draws of it too, and
+            the loop goes on comparing the guide with them. ``None`` where it does not.
+        message: What was done, in a sentence.
+    """
+
+    draws: Draws
+    fit_draws: bool
+    eta: Moments | None
+    message: str
+
+
+class AbstractStart(eqx.Module):
+    """Finds draws to begin with."""
+
+    @abstractmethod
+    def __call__(self, key: Key, problem: Problem) -> Start:
+        """Begin a fit of this problem."""
+
+
+class Prior(AbstractStart):
+    """Begin at the parameters' prior; at a standard normal of the unconstrained coordinates where it is improper.
+
+    Attributes:
+        num_draws: Prior draws whose mean and covariance the guide takes.
+    """
+
+    num_draws: int = 4096
+
+    def __call__(self, key, problem):
+        if not has_proper_prior(problem):
+            draws = jax.random.normal(key, (self.num_draws, problem.dim))
+            return Start(draws, False, None, "Started from a standard normal of the unconstrained parameters.")
+        return Start(_prior_draws(key, problem, self.num_draws), False, None, "Started from the prior.")
+
+
+class Gaussian(AbstractStart):
+    """Begin at a normal distribution of the unconstrained parameters (the original's default start).
+
+    Attributes:
+        mean: Shape [D], or a scalar.
+        covariance: Shape [D, D], or a scalar variance.
+        num_draws: Draws of it that the guide is moved to.
+    """
+
+    mean: np.ndarray
+    covariance: np.ndarray
+    num_draws: int
+
+    def __init__(self, mean: Numbers = 0.0, covariance: Numbers = 1.0, num_draws: int = 4096):
+        self.mean, self.covariance = np.asarray(mean, float), np.asarray(covariance, float)
+        self.num_draws = num_draws
+        if not (np.all(np.isfinite(self.mean)) and np.all(np.isfinite(self.covariance))):
+            raise ValueError(f"Expected a finite mean and covariance; got {mean} and {covariance}.")
+
+    def __call__(self, key, problem):
+        dim = problem.dim
+        if self.mean.shape not in ((), (dim,)) or self.covariance.shape not in ((), (dim, dim)):
+            raise ValueError(
+                f"Expected a mean of shape {(dim,)} and a covariance of shape {(dim, dim)}, or scalars; got "
+                f"{self.mean.shape} and {self.covariance.shape}."
+            )
+        covariance = self.covariance * np.eye(dim) if self.covariance.ndim == 0 else self.covariance
+        try:
+            cholesky = np.linalg.cholesky(covariance)
+        except np.linalg.LinAlgError:
+            raise ValueError(f"Expected a positive definite covariance; got {covariance.tolist()}.") from None
+        noise = jax.random.normal(key, (self.num_draws, dim))
+        return Start(self.mean + noise @ cholesky.T, False, None, "Started from a Gaussian.")
+
+
+class Pilot(AbstractStart):
+    """Begin at prior draws that roughly have the property (the original's ``abc`` start, with their own covariance).
+
+    A draw is kept if every statistic is within ``spreads`` standard deviations of its target mean: the target's where it
+    has one, the prior's otherwise.
+
+    Attributes:
+        num_draws: Draws to keep.
+        spreads: How near a kept draw must be, in standard deviations.
+        max_simulations: Prior draws tried before giving up.
+        batch: Prior draws tried at once.
+    """
+
+    num_draws: int = 500
+    spreads: float = 2.0
+    max_simulations: int = 2_000_000
+    batch: int = 20_000
+
+    def __check_init__(self):
+        if not (self.num_draws >= 2 and self.spreads > 0 and self.batch >= 1):
+            raise ValueError(f"Expected num_draws >= 2, spreads > 0 and batch >= 1; got {self}.")
+
+    def __call__(self, key, problem):
+        if not has_proper_prior(problem):
+            raise ValueError("Expected a proper prior for pilot draws; this one is improper. Use starts.Gaussian.")
+        kept, tried, sampler = [], 0, _pilot_sampler(problem, self.batch, self.spreads)
+        while sum(map(len, kept)) < self.num_draws and tried < self.max_simulations:
+            key, batch_key = jax.random.split(key)
+            draws, near = sampler(batch_key)
+            kept.append(np.asarray(draws)[np.asarray(near)])
+            tried += self.batch
+        draws = np.concatenate(kept)[: self.num_draws]
+        if len(draws) < max(2, problem.dim + 1):
+            raise ValueError(
+                f"Expected at least {problem.dim + 1} pilot draws within {self.spreads} spreads of the targets; got "
+                f"{len(draws)} of {tried} prior draws. Raise spreads or max_simulations, or start from the prior."
+            )
+        return Start(jnp.asarray(draws), True, None, f"Started from {len(draws)} pilot draws of {tried} prior draws.")
+
+
+class Chains(AbstractStart):
+    """Solve the dual with weighted Hamiltonian chains first, and begin at their draws and multipliers.
+
+    Falls back to the prior, and says so, where the chains do not reach the targets.
+
+    Attributes:
+        settings: How the chains move.
+        tolerance: Furthest mean of the draws' moments from its target, in standard deviations.
+    """
+
+    settings: ChainSettings = ChainSettings()
+    tolerance: float = 0.1
+
+    def __call__(self, key, problem):
+        if not suits_chains(problem):
+            raise ValueError(
+                "Expected a noiseless problem with differentiable statistics and a proper prior as its base, for chains; "
+                f"{problem.name!r} has noise sites {list(problem.simulator.noise)} and base {problem.base!r}. Use "
+                "starts.Prior or starts.Pilot."
+            )
+        chain_key, prior_key = jax.random.split(key)
+        solution = solve(problem, chain_key, self.settings)
+        if not solution.settled(problem.target, self.tolerance):
+            start = Prior()(prior_key, problem)
+            return start._replace(message=f"The chains did not reach the targets. {start.message}")
+        message = (
+            f"Started from {len(solution.draws)} draws of {self.settings.num_chains} chains that solved the dual with "
+            f"{solution.num_simulations:.1e} simulations."
+        )
+        return Start(solution.draws, True, solution.eta, message)
+
+
+def default(problem: Problem) -> AbstractStart:
+    """Chains where they can be used; the prior otherwise."""
+    return Chains() if suits_chains(problem) else Prior()
+
+
+def suits_chains(problem: Problem) -> bool:
+    """Whether the dual can be solved by chains: no noise of its own, gradients everywhere, a proper prior as base."""
+    differentiable = all(target.statistic.differentiable for target in problem.property.targets)
+    noiseless = not problem.simulator.noise
+    return differentiable and noiseless and problem.base == "prior" and has_proper_prior(problem)
+
+
+def _prior_draws(key: Key, problem: Problem, num_draws: int) -> Draws:
+    return jax.jit(jax.vmap(problem.simulator.sample_prior))(jax.random.split(key, num_draws))
+
+
+def _pilot_sampler(problem: Problem, batch: int, spreads: float):
+    orders = np.array([constraint.order for constraint in problem.constraints])
+    names = [constraint.statistic for constraint in problem.constraints]
+    spread_of = {c.statistic: math.sqrt(c.target) for c in problem.constraints if c.order == 2}
+    spread = np.array([spread_of.get(name, np.nan) for name in names])
+
+    @jax.jit
+    def sample(key: Key):
+        prior_key, noise_key = jax.random.split(key)
+        draws = jax.vmap(problem.simulator.sample_prior)(jax.random.split(prior_key, batch))
+        found = jax.vmap(problem.evaluate)(jax.random.split(noise_key, batch), draws)
+        distance = jnp.abs(found.moments - problem.target)
+        scale = jnp.where(jnp.isnan(spread), jnp.nanstd(found.moments, axis=0), spread)
+        near = jnp.all((distance <= spreads * scale) | (orders == 2), axis=1)
+        return draws, near & found.finite
+
+    return sample
