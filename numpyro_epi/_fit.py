@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -19,7 +20,7 @@ from . import flows, starts
 from ._loop import EpochRecord, Loop, LoopState, combine, masked_moments, partition
 from ._problem import Problem
 from ._result import STATUS, Result, Verdict
-from ._types import Draws, Key, Metric, Moments, Scalar
+from ._types import Draws, Key, Metric, Moments
 from .multipliers import AbstractMultiplierRule, Natural
 from .objectives import AbstractObjective, Anchored, Pathwise, mean_log_density
 
@@ -56,7 +57,7 @@ def fit(
     rule: AbstractMultiplierRule = Natural(),
     optimizer: optax.GradientTransformation | None = None,
     num_draws: int = 500,
-    max_steps: int = 4000,
+    max_steps: int = 3000,
     tolerance: float = 0.05,
     progress: bool | None = None,
 ) -> Result:
@@ -98,16 +99,21 @@ def fit(
     state = LoopState(
         parameters=parameters,
         optimizer=optimizer.init(parameters),
-        rule=_begin_rule(rule, keys[3], first.covariance, begin.eta),
-        start_moments=first.mean,
-        remaining=jnp.full_like(first.mean[0], 1.0 if annealed else 0.0),
+        rule=_begin_rule(rule, keys[3], jnp.asarray(first.covariance, float), begin.eta),
+        start_moments=jnp.asarray(first.mean, float),
+        remaining=jnp.asarray(1.0 if annealed else 0.0, float),
         key=keys[4],
         step=jnp.zeros((), int),
     )
     budget = max_steps if first.finite_share > 0 else 0
-    state, records = _run(loop, state, budget, tolerance=tolerance, progress=_shows(progress))
+    verdict_key = jax.random.fold_in(keys[2], 1)
+
+    def judge(state: LoopState, epochs: int) -> Verdict:
+        # Every look at the run takes draws of its own.
+        return _verdict(problem, combine(state.parameters, static), jax.random.fold_in(verdict_key, epochs), num_draws)
+
+    state, records, verdict = _run(loop, state, budget, judge, tolerance=tolerance, progress=_shows(progress))
     fitted = combine(state.parameters, static)
-    verdict = _verdict(_measure(problem, fitted, jax.random.fold_in(keys[2], 1), FRESH_BATCHES, num_draws))
     return Result(
         problem=problem,
         flow=fitted,
@@ -131,14 +137,14 @@ def fit(
 
 
 class _Measured(NamedTuple):
-    """Moments of fresh draws, as arrays: see `Verdict`."""
+    """Moments of fresh draws: see `Verdict`."""
 
-    mean: Moments
-    covariance: Metric
-    entropy: Scalar
-    entropy_variance: Scalar
-    base_entropy: Scalar
-    finite_share: Scalar
+    mean: np.ndarray
+    covariance: np.ndarray
+    entropy: float
+    entropy_variance: float
+    base_entropy: float
+    finite_share: float
     num_draws: int
 
 
@@ -222,22 +228,34 @@ def _begin_rule(rule: AbstractMultiplierRule, key: Key, covariance: Metric, eta:
 
 
 def _run(
-    loop: Loop, state: LoopState, max_steps: int, *, tolerance: float, progress: bool
-) -> tuple[LoopState, EpochRecord | None]:
-    """Run chunks of epochs until the budget is spent or the guide is nearly exact."""
-    num_epochs = math.ceil(max_steps / loop.rule.steps_per_epoch)
+    loop: Loop,
+    state: LoopState,
+    max_steps: int,
+    judge: Callable[[LoopState, int], Verdict],
+    *,
+    tolerance: float,
+    progress: bool,
+) -> tuple[LoopState, EpochRecord | None, Verdict]:
+    """Run chunks of epochs until the budget is spent, or the guide is nearly exact and fresh draws say so too."""
+    steps_per_epoch = loop.rule.steps_per_epoch
+    num_epochs = math.ceil(max_steps / steps_per_epoch)
     per_chunk = max(1, math.ceil(num_epochs / NUM_CHUNKS))
+    num_chunks = math.ceil(num_epochs / per_chunk)
     run = eqx.filter_jit(Loop.run_epochs)
-    found = []
-    with tqdm(total=math.ceil(num_epochs / per_chunk) * per_chunk * loop.rule.steps_per_epoch, disable=not progress) as bar:
-        while len(found) * per_chunk < num_epochs:
+    found, verdict = [], None
+    with tqdm(total=num_chunks * per_chunk * steps_per_epoch, disable=not progress, unit="step") as bar:
+        for chunk in range(num_chunks):
             state, records = run(loop, state, per_chunk)
             found.append(jax.device_get(records))
-            bar.update(per_chunk * loop.rule.steps_per_epoch)
+            bar.update(per_chunk * steps_per_epoch)
             bar.set_postfix_str(_progress(found[-1], loop.problem), refresh=False)
             if float(state.remaining) == 0.0 and _close(found[-1], loop.problem, tolerance):
-                break
-    return state, jax.tree.map(lambda *chunks: np.concatenate(chunks), *found) if found else None
+                verdict = judge(state, chunk)
+                if np.all(verdict.satisfies(loop.problem.target, tolerance)):
+                    break
+    records = jax.tree.map(lambda *chunks: np.concatenate(chunks), *found) if found else None
+    settled = verdict is not None and len(found) < num_chunks
+    return state, records, verdict if settled else judge(state, num_chunks)
 
 
 def _progress(records: EpochRecord, problem: Problem) -> str:
@@ -256,48 +274,53 @@ def _close(records: EpochRecord, problem: Problem, tolerance: float) -> bool:
 
 
 @eqx.filter_jit
-def _measure(
-    problem: Problem, flow: AbstractDistribution, key: Key, num_batches: int, num_draws: int
-) -> _Measured:
-    def batch(key: Key):
-        flow_key, noise_key = jax.random.split(key)
-        u, log_q = flow.sample_and_log_prob(flow_key, (num_draws,))
-        found = jax.vmap(problem.evaluate)(jax.random.split(noise_key, num_draws), u)
-        return found.moments, log_q - found.log_det, log_q - found.log_base, found.finite & jnp.isfinite(log_q)
+def _batch_moments(problem: Problem, flow: AbstractDistribution, key: Key, num_draws: int):
+    flow_key, noise_key = jax.random.split(key)
+    u, log_q = flow.sample_and_log_prob(flow_key, (num_draws,))
+    found = jax.vmap(problem.evaluate)(jax.random.split(noise_key, num_draws), u)
+    finite = found.finite & jnp.isfinite(log_q)
+    target = jnp.asarray(problem.target, log_q.dtype)
+    relative = jnp.stack([log_q - found.log_det, log_q - found.log_base], axis=1)
+    columns = jnp.concatenate([found.moments - target, relative], axis=1)
+    weights = finite.astype(log_q.dtype)
+    return *masked_moments(jnp.where(finite[:, None], columns, 0.0), weights), jnp.sum(weights)
 
-    moments, log_q, relative, finite = jax.tree.map(
-        lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(batch, jax.random.split(key, num_batches))
-    )
-    target = jnp.asarray(problem.target, moments.dtype)
-    columns = jnp.concatenate([moments - target, log_q[:, None], relative[:, None]], axis=1)
-    weights = finite.astype(moments.dtype)
-    mean, covariance = masked_moments(jnp.where(finite[:, None], columns, 0.0), weights)
-    m = target.size
+
+def _measure(problem: Problem, flow: AbstractDistribution, key: Key, num_batches: int, num_draws: int) -> _Measured:
+    """Pool batches of fresh draws, on the host and in double precision."""
+    keys = jax.random.split(key, num_batches)
+    batches = [jax.device_get(_batch_moments(problem, flow, key, num_draws)) for key in keys]
+    means, covariances, counts = (np.array(part, float) for part in zip(*batches, strict=True))
+    total, m = counts.sum(), len(problem.target)
+    share = counts / max(total, 1.0)
+    mean = share @ means
+    between = np.einsum("b,bi,bj->ij", share, means - mean, means - mean)
+    covariance = np.einsum("b,bij->ij", share, covariances) + between
     return _Measured(
-        mean=mean[:m] + target,
+        mean=mean[:m] + problem.target,
         covariance=covariance[:m, :m],
         entropy=-mean[m],
         entropy_variance=covariance[m, m],
         base_entropy=-mean[m + 1],
-        finite_share=jnp.mean(weights),
+        finite_share=total / (num_batches * num_draws),
         num_draws=num_batches * num_draws,
     )
 
 
-def _verdict(found: _Measured) -> Verdict:
-    found = jax.device_get(found)
-    scale = np.sqrt(np.diagonal(found.covariance).astype(float))
-    count = max(1.0, float(found.finite_share) * found.num_draws)
-    lost = float(found.finite_share) == 0.0
+def _verdict(problem: Problem, flow: AbstractDistribution, key: Key, num_draws: int) -> Verdict:
+    found = _measure(problem, flow, key, FRESH_BATCHES, num_draws)
+    scale = np.sqrt(np.diagonal(found.covariance))
+    count = max(1.0, found.finite_share * found.num_draws)
+    lost = found.finite_share == 0.0
     return Verdict(
-        mean=np.full_like(scale, np.nan) if lost else found.mean.astype(float),
+        mean=np.full_like(scale, np.nan) if lost else found.mean,
         scale=scale,
         standard_error=scale / math.sqrt(count),
-        entropy=math.nan if lost else float(found.entropy),
-        entropy_standard_error=math.sqrt(max(float(found.entropy_variance), 0.0) / count),
-        base_entropy=math.nan if lost else float(found.base_entropy),
-        finite_share=float(found.finite_share),
-        num_draws=int(found.num_draws),
+        entropy=math.nan if lost else found.entropy,
+        entropy_standard_error=math.sqrt(max(found.entropy_variance, 0.0) / count),
+        base_entropy=math.nan if lost else found.base_entropy,
+        finite_share=found.finite_share,
+        num_draws=found.num_draws,
     )
 
 

@@ -56,7 +56,9 @@ class FlowDistribution(dist.Distribution):
         draws, log_q = self.flow.sample_and_log_prob(_typed(key), sample_shape)
         return draws, [log_q]
 
-    def log_prob(self, value: Float[Array, "... D"], intermediates: Sequence[Array] | None = None) -> Float[Array, "..."]:
+    def log_prob(
+        self, value: Float[Array, "... D"], intermediates: Sequence[Array] | None = None
+    ) -> Float[Array, "..."]:
         return intermediates[0] if intermediates else self.flow.log_prob(value)
 
 
@@ -89,8 +91,8 @@ class AutoFlow(AutoContinuous):
     """A guide whose distribution over the packed unconstrained parameters is a flow.
 
     The coordinates are packed in the model's order, each site raveled in C order, as `Simulator` packs them. A support
-    that depends on another parameter is read again for every draw. The prototype is set up at the first call, which must
-    not be under ``jax.jit``, or by `from_flow`.
+    that depends on another parameter is read again for every draw. The model is inspected and the flow built at the
+    first call, which must not be under ``jax.jit``, or by `from_flow`.
 
     Args:
         model: A NumPyro model whose latent sites are continuous.
@@ -145,7 +147,7 @@ class AutoFlow(AutoContinuous):
             RuntimeError: If the guide is not set up.
         """
         if self.prototype_trace is None:
-            raise RuntimeError("Expected a guide that is set up; got a new one. Call it once, or use AutoFlow.from_flow.")
+            raise RuntimeError("Expected a guide that is set up; got a new one. Call it, or use AutoFlow.from_flow.")
         return self._flow
 
     @property

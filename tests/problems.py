@@ -180,7 +180,9 @@ def dirichlet() -> ExactProblem:
     mean = np.array([-2.283333333, -1.283333333, -0.783333333])
     problem = Problem(model, EmergentProperty(Target(log_z, mean=mean)))
     entropy = -1.244344562
-    return ExactProblem("dirichlet", problem, entropy, entropy + math.log(2.0), np.array([0.0, -1.0, -2.0]))
+    return ExactProblem(
+        "dirichlet", problem, entropy, entropy + math.log(2.0), np.array([0.0, -1.0, -2.0]), tolerance_kl=0.05
+    )
 
 
 def ring() -> ExactProblem:
@@ -197,7 +199,7 @@ def ring() -> ExactProblem:
     problem = Problem(model, EmergentProperty(Target(radius, mean=3.03), Target(squared_deviation, mean=0.09)))
     entropy = 3.151455084
     objective = entropy - 2 * math.log(20.0)
-    return ExactProblem("ring", problem, entropy, objective, np.array([0.0, 5.555555556]), tolerance_kl=0.1)
+    return ExactProblem("ring", problem, entropy, objective, np.array([0.0, 5.555555556]), tolerance_kl=0.05)
 
 
 def oscillator(part: str) -> ExactProblem:
@@ -235,7 +237,7 @@ def oscillator_rescaled() -> ExactProblem:
 
 def _oscillator_case(name: str, problem: Problem, entropy: float, multipliers: np.ndarray) -> ExactProblem:
     objective = entropy - 4 * math.log(20.0)
-    return ExactProblem(name, problem, entropy, objective, multipliers, num_modes=2, tolerance_kl=0.25)
+    return ExactProblem(name, problem, entropy, objective, multipliers, num_modes=2, tolerance_kl=0.15)
 
 
 def oscillator_model() -> None:
