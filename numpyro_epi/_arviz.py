@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from ._problem import Problem, list_problems
 from ._simulator import Draw, Simulator
@@ -173,7 +173,7 @@ def read_arviz(path: str | os.PathLike[str]) -> xr.DataTree:
         raise FileNotFoundError(f"Expected an exported result at {source}; there is no such file.")
     try:
         with xr.open_datatree(source, engine=engine) as opened:
-            groups, attrs = opened.load().to_dict(), dict(opened.attrs)
+            groups, attrs = opened.load().to_dict(), {str(name): value for name, value in opened.attrs.items()}
     # Each storage library fails in its own way on a damaged file: say which file, and keep the cause.
     except Exception as error:
         raise ValueError(
@@ -190,7 +190,7 @@ def read_arviz(path: str | os.PathLike[str]) -> xr.DataTree:
 class _Measured(NamedTuple):
     draw: Draw
     values: dict[str, Array]
-    finite: Bool[Array, ""]
+    finite: Array
     log_density: Scalar | PerDraw
 
 
@@ -251,14 +251,14 @@ def _draw_groups(
     return {name: _dataset(group, shape) for name, group in zip(names, (parameters, predicted, quality), strict=True)}
 
 
-def _predicted(statistic: Statistic, values: Array) -> _Variable:
+def _predicted(statistic: Statistic, values: Array | np.ndarray) -> _Variable:
     attrs = {"kind": "statistic", "unit": statistic.unit}
     return _variable(statistic.name, values, attrs, statistic.dims, statistic.coords)
 
 
 def _variable(
     name: str,
-    values: Array,
+    values: Array | np.ndarray,
     attrs: Mapping[str, str],
     dims: tuple[str, ...] = (),
     coords: Mapping[str, Sequence[Any]] = MappingProxyType({}),
@@ -283,7 +283,7 @@ def _dataset(variables: Mapping[str, _Variable], shape: tuple[int, int]) -> xr.D
     axes: dict[str, np.ndarray] = {dim: np.arange(size) for dim, size in zip(SAMPLE_DIMS, shape, strict=True)}
     data: dict[str, tuple] = {}
     for name, variable in variables.items():
-        dims = list(SAMPLE_DIMS)
+        dims: list[str] = [*SAMPLE_DIMS]
         for dim, labels in zip(variable.dims, variable.labels, strict=True):
             blocked = {*dims, *variables, *(d for d, known in axes.items() if not np.array_equal(known, labels))}
             dims.append(_free(dim, blocked, prefix=f"{name}_"))
@@ -322,7 +322,7 @@ def _bounds(simulator: Simulator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     # Three places tell a fixed support from a moving one. Compiled, so that a simulation nobody asks for is not run.
     places = np.random.default_rng(0).normal(size=(3, simulator.dim)).astype(np.float32)
     found = jax.device_get(jax.jit(jax.vmap(ends))(places))
-    return {name: (low[0], high[0]) for name, (low, high) in found.items() if _fixed(low) and _fixed(high)}
+    return {name: (low[0, ...], high[0, ...]) for name, (low, high) in found.items() if _fixed(low) and _fixed(high)}
 
 
 def _fixed(ends: np.ndarray) -> bool:
@@ -363,23 +363,23 @@ def _root_attributes(result: Exportable) -> dict[str, Any]:
 
 def _portable(dataset: xr.Dataset) -> xr.Dataset:
     originals: dict[str, str] = {}
-    taken = {*dataset.variables, *dataset.dims}
-    for name in sorted(str(name) for name in taken if "/" in str(name)):
+    taken = {str(name) for name in (*dataset.variables, *dataset.dims)}
+    for name in sorted(name for name in taken if "/" in name):
         originals[_free(name.replace("/", "."), {*taken, *originals}, prefix="site.")] = name
     data: dict[str, tuple] = {}
-    for name, variable in dataset.rename({old: new for new, old in originals.items()}).variables.items():
+    for key, variable in dataset.rename({old: new for new, old in originals.items()}).variables.items():
+        name = str(key)
         renamed = {"original_name": originals[name]} if name in originals else {}
         attrs = _attributes({**renamed, **variable.attrs})
-        data |= {part: (variable.dims, values, attrs) for part, values in _parts(str(name), variable.values).items()}
-    return xr.Dataset(data, attrs=_attributes(dataset.attrs)).set_coords(
-        [n for n in data if originals.get(n, n) in dataset.coords]
-    )
+        data |= {part: (variable.dims, values, attrs) for part, values in _parts(name, variable.values).items()}
+    coords = [name for name in data if originals.get(name, name) in dataset.coords]
+    return xr.Dataset(data, attrs=_attributes(dataset.attrs)).set_coords(coords)
 
 
 def _parts(name: str, values: Any) -> dict[str, np.ndarray]:
     array = np.asarray(values)
     if array.dtype.kind == "c":
-        return {f"{name}.real": array.real, f"{name}.imag": array.imag}
+        return {f"{name}.real": np.real(array), f"{name}.imag": np.imag(array)}
     if array.dtype.kind == "V":  # bfloat16 and its kin, which no file format knows.
         return {name: array.astype(np.float32)}
     return {name: array.astype(str) if array.dtype.kind in "OT" else array}

@@ -70,9 +70,9 @@ class CheckReport:
 def check(problem: Problem, key: Key, *, num_draws: int = 500) -> CheckReport:
     """Run a problem a little and say what is wrong with it, before a fit finds out the slow way.
 
-    It draws parameters from the prior (standard normal unconstrained coordinates where the prior is improper), simulates
-    each three times, looks for draws nearer to the targets, and compares two estimates of each moment's gradient. Cost:
-    ``8 num_draws`` simulations and as many gradients of every moment as ``num_draws``.
+    It draws parameters from the prior (standard normal unconstrained coordinates where the prior is improper),
+    simulates each three times, looks for draws nearer to the targets, and compares two estimates of each
+    moment's gradient. Cost: ``8 num_draws`` simulations, and ``num_draws`` gradients of every moment.
 
     Args:
         problem: The question.
@@ -110,9 +110,8 @@ def _examine(problem: Problem, key: Key, num_draws: int) -> Iterator[CheckItem]:
     yield _independent(problem, seen)
     yield from _noise_floor(problem, seen)
     yield _together(problem, seen, reachable=all(item.passed is not False for item in scales))
-    slopes = _attempt(
-        problem, jax.jit(lambda k, u: _slopes(problem, k, u, proper=proper)), gradient_key, seen.unconstrained
-    )
+    estimate = jax.jit(lambda k, u: _slopes(problem, k, u, proper=proper))
+    slopes = _attempt(problem, estimate, gradient_key, seen.unconstrained)
     if isinstance(slopes, str):
         yield _no_gradient(problem, slopes)
         return
@@ -322,8 +321,8 @@ def _prior_without_noise(problem: Problem, seen: _Seen) -> CheckItem:
     if not wrong:
         return CheckItem("prior", True, "does not depend on the noise")
     message = (
-        f"the parameters' {' and '.join(wrong)} changed with the noise. Parameters must not depend on noise sites; name "
-        f"the sites {list(problem.simulator.noise)} they depend on in parameters= too, or draw those from fixed numbers."
+        f"the parameters' {' and '.join(wrong)} changed with the noise, {list(problem.simulator.noise)}. Parameters "
+        "must not depend on noise sites: name those they depend on in parameters= too, or fix them."
     )
     return CheckItem("prior", False, message)
 
@@ -335,7 +334,8 @@ def _scale(problem: Problem, seen: _Seen, column: int) -> CheckItem:
     low, high = float(every.min()), float(every.max())
     target = _with_unit(constraint.target, constraint)
     if _is_constant(every):
-        message = f"constant: {_with_unit(low, constraint)} in every draw, target {target}. Nothing can move it: leave it out."
+        seen_value = _with_unit(low, constraint)
+        message = f"constant: {seen_value} in every draw, target {target}. Nothing can move it: leave it out."
         return CheckItem(constraint.name, False, message)
     if not low <= constraint.target <= high:
         message = (
@@ -398,8 +398,9 @@ def _together(problem: Problem, seen: _Seen, *, reachable: bool) -> CheckItem:
     if abs(misses[worst]) < 1e-6:
         return CheckItem("together", True, f"a mixture of {len(moments)} draws has all targets at once")
     message = (
-        f"no mixture of {len(moments)} draws has all targets at once; the closest misses {problem.constraints[worst].name!r} "
-        f"by {abs(misses[worst]):.2g} of its sd. Draws are finite in number, so the property may exist all the same."
+        f"no mixture of {len(moments)} draws has all targets at once; the closest misses "
+        f"{problem.constraints[worst].name!r} by {abs(misses[worst]):.2g} of its sd. Draws are finite in number: "
+        "the property may exist all the same."
     )
     return CheckItem("together", None, message)
 
@@ -463,8 +464,8 @@ def _gradient(constraint: Constraint, slopes: _Slopes, declared: bool) -> CheckI
     z = _largest_z(slopes.pathwise - slopes.score, slopes.difference_error)
     if z > _NUM_STANDARD_ERRORS:
         message = (
-            f"wrong: it is {z:.0f} standard errors from a score-function estimate. Look for jumps, rounding, stop_gradient "
-            "or a custom derivative, or fit with objective=objectives.Score()."
+            f"wrong: it is {z:.0f} standard errors from a score-function estimate. Look for jumps, rounding, "
+            "stop_gradient or a custom derivative, or fit with objective=objectives.Score()."
         )
         return CheckItem(name, False, message)
     return None

@@ -37,7 +37,6 @@ class FlowDistribution(dist.Distribution):
     """
 
     pytree_data_fields = ("flow",)
-    reparametrized_params = ["flow"]
     support = constraints.real_vector
 
     def __init__(self, flow: AbstractDistribution, *, validate_args: bool | None = None):

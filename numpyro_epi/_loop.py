@@ -139,7 +139,7 @@ class Loop(eqx.Module):
             return self.objective(batch_key, flow, self.problem.evaluate, lagrangian, self.num_draws)
 
         (loss, batch), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
-        usable = jnp.isfinite(optax.global_norm(gradient))
+        usable = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)]))
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.parameters)
         proposed = optax.apply_updates(state.parameters, updates), optimizer
         parameters, optimizer = jax.tree.map(

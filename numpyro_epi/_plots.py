@@ -194,9 +194,14 @@ def _most_changed(
 ) -> list[str]:
     if len(names) <= count or not set(names) <= set(prior):
         return names[:count]
-    distance = {name: ks_2samp(_finite(draws[name]), _finite(prior[name]), method="asymp").statistic for name in names}
-    chosen = sorted(names, key=lambda name: -distance[name])[:count]
-    return [name for name in names if name in chosen]
+    distance = np.array([_distance(draws[name], prior[name]) for name in names])
+    chosen = np.argsort(-distance, kind="stable")[:count]
+    return [names[i] for i in sorted(chosen)]
+
+
+def _distance(draws: np.ndarray, prior: np.ndarray) -> float:
+    draws, prior = _finite(draws), _finite(prior)
+    return float(np.asarray(ks_2samp(draws, prior, method="asymp")[0])) if draws.size and prior.size else 1.0
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -253,14 +258,13 @@ def _scatter(axes: np.ndarray, draws: np.ndarray, density: np.ndarray, num_draws
         return
     # The colour of the unlikeliest few would use up the map.
     low, high = np.quantile(density[taken], 0.02), density[taken].max()
-    for i, j in itertools.combinations(range(len(axes)), 2):
-        points = axes[j, i].scatter(
-            draws[taken, i], draws[taken, j], c=density[taken], s=4, vmin=low, vmax=high, linewidths=0, rasterized=True
-        )
+    look = {"c": density[taken], "vmin": low, "vmax": high, "s": 4, "linewidths": 0, "rasterized": True}
+    pairs = itertools.combinations(range(len(axes)), 2)
+    points = [axes[j, i].scatter(draws[taken, i], draws[taken, j], **look) for i, j in pairs]
     height = min(3.0, len(axes) - 1.0)
     corner = axes[0, -1].inset_axes((0.25, 1 - height, 0.1, height))
     corner.set_in_layout(False)  # The free corner has room; the layout would make the top row taller for it.
-    bar = axes[0, 0].figure.colorbar(points, cax=corner, extend="min")
+    bar = axes[0, 0].figure.colorbar(points[0], cax=corner, extend="min")
     bar.set_label("log density (nats)", fontsize=_SMALL)
     bar.ax.tick_params(labelsize=_SMALL)
 
@@ -333,12 +337,13 @@ def _violation_scale(axis: "matplotlib.axes.Axes", tolerance: float, violation: 
 
 def _targets(constraints: xr.Dataset) -> dict[str, dict[str, Any]]:
     """Mean, spread, unit and distance of each statistic component, by its name."""
-    table = constraints[["statistic", "order", "target", "unit", "violation"]].to_dataframe()
-    second = table[table["order"] == 2].set_index("statistic")["target"]
+    rows = [constraints.isel(constraint=i) for i in range(constraints.sizes["constraint"])]
+    spreads = {str(row["statistic"].item()): math.sqrt(row["target"].item()) for row in rows if row["order"] == 2}
     found = {}
-    for row in table[table["order"] == 1].itertuples():
-        std = math.sqrt(second[row.statistic]) if row.statistic in second.index else None
-        found[row.statistic] = {"mean": row.target, "std": std, "unit": row.unit, "distance": abs(row.violation)}
+    for row in (row for row in rows if row["order"] == 1):
+        name, distance = str(row["statistic"].item()), abs(row["violation"].item())
+        unit = str(row["unit"].item())
+        found[name] = {"mean": row["target"].item(), "std": spreads.get(name), "unit": unit, "distance": distance}
     return found
 
 
@@ -412,8 +417,7 @@ def _figure(width: float, height: float) -> "matplotlib.figure.Figure":
     """A figure of this size in inches that pyplot does not know of, so that dropping it frees it."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ImportError("Expected Matplotlib; it is missing. Install it: pip install 'matplotlib>=3.9'.") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.07, h_pad=0.06)
-    return figure
+    return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.07, h_pad=0.06))

@@ -32,6 +32,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Passing a dict or None as alias_mapping:matplotlib.MatplotlibDeprecationWarning",
 )
 
+needs_zarr = pytest.mark.skipif(not importlib.util.find_spec("zarr"), reason="zarr is an extra; it is not installed")
+SUFFIXES = (".nc", pytest.param(".zarr", marks=needs_zarr))
+
 GROUPS = ("posterior", "posterior_predictive", "sample_stats", "constant_data", "optimization")
 PRIOR_GROUPS = ("prior", "prior_predictive", "sample_stats_prior")
 DENSITY_TOLERANCE = 2e-4  # float32: a sum of ten terms of about 10, through a sigmoid.
@@ -118,6 +121,13 @@ def tree() -> xr.DataTree:
 
 
 @pytest.fixture
+def eager():
+    """For tests of names and layout, where compiling takes longer than everything else."""
+    with jax.disable_jit():
+        yield
+
+
+@pytest.fixture
 def small_tree() -> xr.DataTree:
     """Cheap, ours by its attribute, for what only concerns files."""
     data = xr.Dataset({"x": (("chain", "draw"), np.arange(12.0).reshape(2, 6))})
@@ -199,13 +209,28 @@ def test_noise_is_fresh_in_every_draw(tree):
         assert len(np.unique(tree[name]["input.noise"].values)) > 0.99 * 6000
 
 
+@pytest.mark.usefixtures("eager")
 def test_export_depends_on_the_key_alone():
-    problem = network_problem()
+    problem = of_one_site(dist.Normal().expand([2]))
     first, again, other = (export(problem, seed=seed) for seed in (0, 0, 1))
-    xr.testing.assert_identical(first["posterior"].to_dataset(), again["posterior"].to_dataset())
-    assert not np.any(first["posterior"]["A"].values == other["posterior"]["A"].values)
+    for group in ("posterior", "posterior_predictive", "prior", "prior_predictive"):
+        xr.testing.assert_identical(first[group].to_dataset(), again[group].to_dataset())
+    for group in ("posterior", "prior"):
+        assert not np.any(first[group]["x"].values == other[group]["x"].values)
 
 
+def test_model_is_traced_as_often_for_many_draws_as_for_one():
+    runs = []
+    problem = of_one_site(dist.Normal().expand([2]), deterministic=lambda x: runs.append(x.shape))
+    counts = []
+    for num_draws in (1, 40):
+        runs.clear()
+        export(problem, num_chains=1, num_draws=num_draws)
+        counts.append(len(runs))
+    assert counts[0] == counts[1] < 10
+
+
+@pytest.mark.usefixtures("eager")
 def test_draws_that_are_not_finite_are_marked():
     problem = of_one_site(dist.Uniform(-1, 1).expand([2]).to_event(1))
     measured = statistic(name="root")(lambda sites: jnp.sqrt(sites["x"]))
@@ -215,6 +240,7 @@ def test_draws_that_are_not_finite_are_marked():
     np.testing.assert_array_equal(tree["sample_stats"]["finite"], ~negative)
 
 
+@pytest.mark.usefixtures("eager")
 def test_improper_prior_is_left_out():
     tree = export(of_one_site(dist.ImproperUniform(constraints.real, (2,), ())))
     assert set(tree.children) == set(GROUPS)
@@ -232,12 +258,11 @@ def test_improper_prior_is_left_out():
     ids=["uniform", "beta", "positive", "real", "simplex"],
 )
 def test_bounds_are_those_of_the_support(support, expected):
-    found = export(of_one_site(support), num_chains=1, num_draws=2)["constant_data"]
+    found = _arviz._bounds(of_one_site(support).simulator)
     if expected is None:
-        assert "x_lower" not in found
+        assert found == {}
     else:
-        np.testing.assert_array_equal(found["x_lower"], expected[0])
-        np.testing.assert_array_equal(found["x_upper"], expected[1])
+        np.testing.assert_array_equal(found["x"], expected)
 
 
 def test_bounds_that_depend_on_another_parameter_are_left_out():
@@ -246,18 +271,23 @@ def test_bounds_that_depend_on_another_parameter_are_left_out():
         numpyro.sample("x", dist.Uniform(0, width))
 
     prop = EmergentProperty(Target(lambda sites: sites["x"], 0.5, name="mean"))
-    found = export(Problem(model, prop), num_chains=1, num_draws=2)["constant_data"]
-    assert "width_upper" in found
-    assert "x_upper" not in found
+    assert _arviz._bounds(Problem(model, prop).simulator) == {"width": (1.0, 2.0)}
 
 
-def test_constraints_and_history_are_passed_on():
+def test_bounds_stand_beside_the_constraints(tree):
+    np.testing.assert_array_equal(tree["constant_data"]["A_upper"], np.full((2, 2), 10.0))
+    assert tree["constant_data"]["A_lower"].attrs == {"kind": "lower bound", "parameter": "A"}
+    assert float(tree["constant_data"]["cell.rate_lower"]) == 0
+    assert tree["constant_data"]["cell.rate_lower"].attrs["parameter"] == "cell/rate"
+
+
+def test_constraints_and_history_are_passed_on(tree):
     result = fake_result(network_problem())
-    groups, _ = result_groups(result, key=jax.random.key(0), num_chains=1, num_draws=2)
-    xr.testing.assert_identical(groups["optimization"], result.history)
-    xr.testing.assert_identical(groups["constant_data"][list(result.constraints.data_vars)], result.constraints)
-    assert list(groups["constant_data"]["statistic"].values[:2]) == ["trace", "cell_rate[E]"]
-    assert list(groups["constant_data"]["statistic"].values[4:6]) == ["trace", "cell_rate[E]"]
+    xr.testing.assert_identical(tree["optimization"].to_dataset(), result.history)
+    table = tree["constant_data"].to_dataset()
+    xr.testing.assert_identical(table[list(result.constraints.data_vars)], result.constraints)
+    cells = ["trace", "cell_rate[E]", "cell_rate[I]", "cell_rate[V]"]
+    assert list(table["statistic"].values) == [*cells, *cells]
 
 
 def test_root_attributes_say_what_was_run(tree):
@@ -273,8 +303,9 @@ def test_root_attributes_say_what_was_run(tree):
     assert "independent draws" in tree["posterior"].attrs["draws"]
 
 
+@pytest.mark.usefixtures("eager")
 def test_gap_comes_from_the_certificate():
-    result = fake_result(network_problem())
+    result = fake_result(of_one_site(dist.Normal().expand([2])))
     result.certificate = SimpleNamespace(gap=0.25)
     _, attrs = result_groups(result, key=jax.random.key(0), num_chains=1, num_draws=2)
     assert attrs["gap"] == 0.25
@@ -301,6 +332,7 @@ def test_slash_never_overwrites_a_name_with_a_dot():
     }
 
 
+@pytest.mark.usefixtures("eager")
 def test_site_with_the_name_of_a_statistic_is_kept_beside_it():
     problem = of_one_site(dist.Normal().expand([2]), deterministic=lambda x: numpyro.deterministic("mean_x", 2 * x))
     found = export(problem)["posterior_predictive"]
@@ -308,12 +340,14 @@ def test_site_with_the_name_of_a_statistic_is_kept_beside_it():
     assert found["site.mean_x"].attrs["original_name"] == "mean_x"
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("dims", [("draw",), ("chain",), ("mean_x",), ("x_dim_0",)])
 def test_any_dim_of_a_statistic_can_be_exported(dims):
     tree = export(of_one_site(dist.Normal().expand([2]), dims=dims))
     np.testing.assert_array_equal(tree["posterior_predictive"]["mean_x"].values, tree["posterior"]["x"].values)
 
 
+@pytest.mark.usefixtures("eager")
 def test_statistics_share_a_dim_only_with_its_labels():
     first = statistic(name="first", dims=("cell",), coords={"cell": ("E", "I")})(lambda sites: sites["x"])
     second = statistic(name="second", dims=("cell",), coords={"cell": ("E", "I")})(lambda sites: sites["x"])
@@ -330,6 +364,7 @@ def test_statistics_share_a_dim_only_with_its_labels():
     assert list(found["third_cell"].values) == ["P", "Q", "R"]
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
     "coord", [("E", "I"), (1, 2.5), (0.1, 1e-5), (True, False), ("a", 1), (3, 4), ((1, 2), (3, 4))], ids=str
 )
@@ -339,6 +374,7 @@ def test_labels_print_as_in_the_constraints_names(coord):
     assert [f"mean_x[{label}]" for label in labels] == [constraint.name for constraint in problem.constraints]
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("name", ["chain", "draw"])
 def test_site_may_be_called_like_a_sample_dim(name):
     prop = EmergentProperty(Target(lambda sites: sites[name], 0.0, name="mean"))
@@ -346,6 +382,7 @@ def test_site_may_be_called_like_a_sample_dim(name):
     np.testing.assert_array_equal(tree["posterior"][f"site.{name}"], tree["posterior_predictive"]["mean"])
 
 
+@pytest.mark.usefixtures("eager")
 def test_complex_sites_become_two():
     problem = of_one_site(dist.Normal().expand([2]), deterministic=lambda x: numpyro.deterministic("z", x + 2j * x))
     tree = export(problem)
@@ -377,7 +414,7 @@ def test_attributes_become_plain(given, kept):
         assert type(attrs["name"]) is type(kept)
 
 
-@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_file_keeps_everything(tree, tmp_path, suffix):
     write(tree, tmp_path / f"result{suffix}")
     found = read_arviz(tmp_path / f"result{suffix}")
@@ -390,7 +427,7 @@ def test_file_keeps_everything(tree, tmp_path, suffix):
     assert [path.name for path in tmp_path.iterdir()] == [f"result{suffix}"]
 
 
-@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_odd_types_survive_a_file(tmp_path, suffix):
     columns = {
         "flags": np.array([True, False, True]),
@@ -414,7 +451,7 @@ def test_odd_types_survive_a_file(tmp_path, suffix):
     }
 
 
-@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_read_data_is_in_memory(small_tree, tmp_path, suffix):
     path = tmp_path / f"result{suffix}"
     write(small_tree, path)
@@ -443,6 +480,7 @@ def test_truncated_file_is_named(small_tree, tmp_path, share):
         read_arviz(path)
 
 
+@needs_zarr
 @pytest.mark.parametrize("lost_bytes", [1, 30])
 def test_truncated_zarr_chunk_is_named(small_tree, tmp_path, lost_bytes):
     path = tmp_path / "result.zarr"
@@ -453,7 +491,7 @@ def test_truncated_zarr_chunk_is_named(small_tree, tmp_path, lost_bytes):
         read_arviz(path)
 
 
-@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_foreign_file_is_refused(small_tree, tmp_path, suffix):
     del small_tree.attrs["numpyro_epi_version"]
     write(small_tree, tmp_path / f"result{suffix}")
@@ -473,7 +511,7 @@ def test_other_suffixes_are_refused(small_tree, tmp_path, name):
             use(tmp_path / name)
 
 
-@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_existing_file_is_replaced_only_on_request(small_tree, tmp_path, suffix):
     path = tmp_path / f"result{suffix}"
     write(small_tree, path)
@@ -486,7 +524,7 @@ def test_existing_file_is_replaced_only_on_request(small_tree, tmp_path, suffix)
     assert [found.name for found in tmp_path.iterdir()] == [path.name]
 
 
-@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_folder_of_something_else_is_never_replaced(small_tree, tmp_path, suffix):
     path = tmp_path / f"result{suffix}"
     path.mkdir()
@@ -496,7 +534,9 @@ def test_folder_of_something_else_is_never_replaced(small_tree, tmp_path, suffix
     assert (path / "thesis.tex").read_text() == "dear"
 
 
-@pytest.mark.parametrize(("suffix", "method"), [(".nc", "to_netcdf"), (".zarr", "to_zarr")])
+@pytest.mark.parametrize(
+    ("suffix", "method"), [(".nc", "to_netcdf"), pytest.param(".zarr", "to_zarr", marks=needs_zarr)]
+)
 def test_failed_write_leaves_the_old_file_and_no_litter(small_tree, tmp_path, monkeypatch, suffix, method):
     path = tmp_path / f"result{suffix}"
     write(small_tree, path)
@@ -513,7 +553,7 @@ def test_failed_write_leaves_the_old_file_and_no_litter(small_tree, tmp_path, mo
     xr.testing.assert_identical(read_arviz(path), small_tree)
 
 
-@pytest.mark.parametrize("suffix", [".nc", ".zarr"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_old_file_returns_if_the_new_one_cannot_take_its_place(small_tree, tmp_path, monkeypatch, suffix):
     path = tmp_path / f"result{suffix}"
     write(small_tree, path)

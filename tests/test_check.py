@@ -157,7 +157,7 @@ FAULTS = {
         {"model": prior_on_noise, "parameters": ("z",)},
         "prior",
         False,
-        r"density changed .*\['x'\]",
+        r"density changed with the noise, \['x'\]",
     ),
     "support on noise": (
         [Z],

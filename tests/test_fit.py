@@ -1,0 +1,154 @@
+"""A fit finds the exact maximum-entropy solution: its entropy *and* its multipliers."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+
+import numpyro_epi as epi
+from problems import EXACT, exact_kl
+
+QUICK = ("truncated_exponential_0.2", "relative_entropy_mean", "gaussian_2")
+"""One of each start: a bounded parameter, a normal prior, an improper prior."""
+
+SLOW = tuple(name for name, build in EXACT.items() if build().pathwise and build().feasible and name not in QUICK)
+
+
+def assert_solves(name, seed=0):
+    exact = EXACT[name]()
+    result = epi.fit(jax.random.key(seed), exact.problem, progress=False)
+    assert result.status is epi.STATUS.satisfied, str(result)
+    kl = exact_kl(exact, base_entropy=result.verdict.base_entropy, moments=result.verdict.mean)
+    # The KL itself is measured with the standard error of a mean of 40,000 draws.
+    assert kl <= exact.tolerance_kl + 2 * result.verdict.entropy_standard_error
+    largest = np.max(np.abs(exact.multipliers))
+    allowed = 0.1 * np.where(np.abs(exact.multipliers) > 1e-9 * largest, np.abs(exact.multipliers), largest)
+    assert np.all(np.abs(result.eta - exact.multipliers) <= allowed)
+    return result
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_solution_is_the_exact_one(name):
+    assert_solves(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_solution_is_the_exact_one_everywhere(name):
+    result = assert_solves(name)
+    if EXACT[name]().num_modes == 2:
+        share = np.mean(result.sample(jax.random.key(1), (20_000,))["A"][:, 0, 1] > 0)
+        assert 0.4 <= share <= 0.6
+
+
+@pytest.mark.slow
+def test_infeasible_property_is_reported_with_its_direction():
+    """The noise alone spreads x_0 by more than is asked: no guide can help."""
+    result = epi.fit(jax.random.key(0), EXACT["linear_gaussian_infeasible"]().problem, max_steps=1500, progress=False)
+    assert result.status is epi.STATUS.infeasible, str(result)
+    assert "var x[0] is" in result.status_message
+    assert "above its target 0.05" in result.status_message
+    assert not result.satisfied
+
+
+def small_problem(statistic=lambda sites: sites["z"], *, mean=0.3, std=None, model=None):
+    def uniform():
+        numpyro.sample("z", dist.Uniform(0.0, 1.0))
+
+    return epi.Problem(model or uniform, epi.EmergentProperty(epi.Target(statistic, mean=mean, std=std, name="t")))
+
+
+def short_fit(problem, **options):
+    """A run with a flow that compiles quickly."""
+    light = epi.flows.Elementwise(num_stages=1, transformer=epi.flows.affine())
+    given = {"max_steps": 50, "start": epi.starts.Prior(), "flow": light, "progress": False, **options}
+    return epi.fit(jax.random.key(0), problem, **given)
+
+
+def test_same_key_gives_the_same_result():
+    first, second = (short_fit(small_problem()) for _ in range(2))
+    np.testing.assert_array_equal(first.records["loss"], second.records["loss"])
+    assert first.entropy == second.entropy
+
+
+def test_progress_bar_changes_nothing(capsys):
+    silent = short_fit(small_problem())
+    shown = short_fit(small_problem(), progress=True)
+    assert shown.entropy == silent.entropy
+    assert "entropy" in capsys.readouterr().err
+
+
+def test_model_that_is_never_finite_is_reported():
+    result = short_fit(small_problem(lambda sites: sites["z"] * jnp.nan))
+    assert result.status is epi.STATUS.nonfinite
+    assert "nonfinite" in str(result)
+
+
+def test_model_that_sometimes_fails_is_never_called_satisfied():
+    """One draw in ten fails; the others could meet the target."""
+    problem = small_problem(lambda sites: jnp.where(sites["z"] > 0.9, jnp.nan, sites["z"]), mean=0.45)
+    result = short_fit(problem, max_steps=200)
+    assert result.status is epi.STATUS.nonfinite_draws, str(result)
+    assert 0.8 < result.verdict.finite_share < 1.0
+    assert np.all(np.isfinite(result.records["loss"]))
+
+
+def test_constant_statistic_off_its_target_is_not_satisfied():
+    result = short_fit(small_problem(lambda sites: 0 * sites["z"] + 1.0, mean=2.0))
+    assert result.status in (epi.STATUS.unsatisfied, epi.STATUS.infeasible)
+    assert np.all(np.isfinite(result.eta))
+
+
+def test_duplicated_statistics_stay_finite():
+    """Their covariance is singular; only the sum of the two multipliers is determined."""
+
+    def uniform():
+        numpyro.sample("z", dist.Uniform(0.0, 1.0))
+
+    targets = [epi.Target(epi.statistics.value.bind(site="z"), mean=0.3, name=name) for name in ("first", "second")]
+    result = short_fit(epi.Problem(uniform, epi.EmergentProperty(*targets)), max_steps=2000)
+    assert result.satisfied, str(result)
+    np.testing.assert_allclose(result.eta.sum(), 2.672103855, rtol=0.1)
+
+
+def test_growing_penalty_moves_towards_the_target():
+    rule = epi.multipliers.GrowingPenalty(initial_penalty=10.0, steps_per_epoch=100, num_norms=50)
+    objective = epi.objectives.Pathwise(penalty=epi.objectives.split_half)
+    result = short_fit(small_problem(), rule=rule, objective=objective, max_steps=600)
+    assert abs(result.verdict.mean[0] - 0.3) < 0.05
+    assert result.eta[0] > 1.0
+
+
+@pytest.mark.slow
+def test_score_objective_solves_what_has_no_gradient():
+    exact = EXACT["indicator"]()
+    result = epi.fit(jax.random.key(0), exact.problem, objective=epi.objectives.Score(), progress=False)
+    assert result.satisfied, str(result)
+    np.testing.assert_allclose(result.eta, exact.multipliers, rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        epi.starts.Gaussian(mean=-1.0, covariance=0.25),
+        epi.starts.Pilot(num_draws=300, spreads=0.5),
+        epi.starts.Prior(),
+    ],
+    ids=["gaussian", "pilot", "prior"],
+)
+def test_every_start_begins_where_it_says(start):
+    problem = small_problem()
+    result = short_fit(problem, start=start, max_steps=1, optimizer=frozen())
+    draws = start(jax.random.split(jax.random.key(0), 5)[0], problem).draws
+    u = np.asarray(result.flow.sample(jax.random.key(1), (4000,)))
+    standard_error = draws.std() * np.sqrt(1 / 4000 + 1 / len(draws))
+    # 0.1: the flow's own initial conditioners, and at most the error of a short maximum-likelihood fit.
+    assert abs(u.mean() - draws.mean()) < 5 * standard_error + 0.1 * draws.std()
+
+
+def frozen():
+    import optax
+
+    return optax.set_to_zero()
