@@ -63,7 +63,15 @@ def _row(exact: ExactProblem, method: str, seed: int, options: dict) -> tuple[st
     allowed = 0.1 * np.where(np.abs(exact.multipliers) > 1e-9 * largest, np.abs(exact.multipliers), largest)
     error = np.max(np.abs(result.eta - exact.multipliers) / allowed)
     numbers = (f"{kl:.4f}", f"{violation:.3f}", f"{error:.2f}", _share(exact, result))
-    return (exact.name, method, str(seed), result.status.name, *numbers, str(result.settings["steps"]), f"{result.seconds:.1f}")
+    return (
+        exact.name,
+        method,
+        str(seed),
+        result.status.name,
+        *numbers,
+        str(result.settings["steps"]),
+        f"{result.seconds:.1f}",
+    )
 
 
 def _share(exact: ExactProblem, result: epi.Result) -> str:

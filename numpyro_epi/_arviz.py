@@ -37,18 +37,30 @@ _INDEPENDENT = "Chains are a split of independent draws: nothing is correlated a
 class Exportable(Protocol):
     """What `result_groups` reads of a result."""
 
-    problem: Problem
-    flow: Any
-    status_name: str
-    status_message: str
-    satisfied: bool
-    entropy: float
-    seconds: float
-    seed: str
-    settings: Mapping[str, Any]
-    certificate: Any
-    constraints: xr.Dataset
-    history: xr.Dataset
+    @property
+    def problem(self) -> Problem: ...
+    @property
+    def flow(self) -> Any: ...
+    @property
+    def status_name(self) -> str: ...
+    @property
+    def status_message(self) -> str: ...
+    @property
+    def satisfied(self) -> bool: ...
+    @property
+    def entropy(self) -> float: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def seed(self) -> str: ...
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
+    @property
+    def certificate(self) -> Any: ...
+    @property
+    def constraints(self) -> xr.Dataset: ...
+    @property
+    def history(self) -> xr.Dataset: ...
 
 
 def result_groups(

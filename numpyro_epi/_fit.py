@@ -153,7 +153,7 @@ def num_components(begin: starts.Start) -> int:
     return min(MAX_COMPONENTS, len(begin.draws) // MIN_DRAWS_PER_COMPONENT) if begin.fit_draws else 1
 
 
-def build_flow(key: Key, builder: flows.FlowBuilder, dim: int, components: int) -> AbstractDistribution:
+def build_flow(key: Key, builder: flows.FlowBuilder, dim: int, components: int) -> Transformed:
     """A flow of the shape that `fit` trains, before it is moved anywhere.
 
     Raises:
@@ -242,11 +242,12 @@ def _run(
     per_chunk = max(1, math.ceil(num_epochs / NUM_CHUNKS))
     num_chunks = math.ceil(num_epochs / per_chunk)
     run = eqx.filter_jit(Loop.run_epochs)
-    found, verdict = [], None
+    found: list[EpochRecord] = []
+    verdict: Verdict | None = None
     with tqdm(total=num_chunks * per_chunk * steps_per_epoch, disable=not progress, unit="step") as bar:
         for chunk in range(num_chunks):
-            state, records = run(loop, state, per_chunk)
-            found.append(jax.device_get(records))
+            state, chunk_records = run(loop, state, per_chunk)
+            found.append(jax.device_get(chunk_records))
             bar.update(per_chunk * steps_per_epoch)
             bar.set_postfix_str(_progress(found[-1], loop.problem), refresh=False)
             if float(state.remaining) == 0.0 and _close(found[-1], loop.problem, tolerance):
@@ -254,8 +255,9 @@ def _run(
                 if np.all(verdict.satisfies(loop.problem.target, tolerance)):
                     break
     records = jax.tree.map(lambda *chunks: np.concatenate(chunks), *found) if found else None
-    settled = verdict is not None and len(found) < num_chunks
-    return state, records, verdict if settled else judge(state, num_chunks)
+    if verdict is None or not np.all(verdict.satisfies(loop.problem.target, tolerance)) or len(found) == num_chunks:
+        verdict = judge(state, num_chunks)
+    return state, records, verdict
 
 
 def _progress(records: EpochRecord, problem: Problem) -> str:
@@ -263,8 +265,8 @@ def _progress(records: EpochRecord, problem: Problem) -> str:
 
 
 def _violations(records: EpochRecord, problem: Problem) -> np.ndarray:
-    scale = np.maximum(records.scale, np.finfo(np.float32).tiny)
-    return (records.moment - problem.target) / scale
+    scale = np.maximum(np.asarray(records.scale), np.finfo(np.float32).tiny)
+    return (np.asarray(records.moment) - problem.target) / scale
 
 
 def _close(records: EpochRecord, problem: Problem, tolerance: float) -> bool:
@@ -346,7 +348,9 @@ def _out_of_reach(problem: Problem, verdict: Verdict, records: EpochRecord, tole
     worst = int(np.argmax(np.abs(violation)))
     late = _violations(records, problem)[-quarter:, worst]
     return bool(
-        abs(violation[worst]) > tolerance and moved[worst] * violation[worst] > 0.1 and np.all(np.sign(late) == np.sign(late[0]))
+        abs(violation[worst]) > tolerance
+        and moved[worst] * violation[worst] > 0.1
+        and np.all(np.sign(late) == np.sign(late[0]))
     )
 
 
@@ -355,15 +359,15 @@ def _multipliers(eta: Moments | None, state: LoopState, records: EpochRecord | N
         return np.asarray(eta, float)
     if records is None:
         return np.asarray(state.rule.eta, float)
-    return records.eta[-max(1, len(records.eta) // 10) :].mean(axis=0).astype(float)
+    return np.asarray(records.eta, float)[-max(1, len(records.eta) // 10) :].mean(axis=0)
 
 
 def _history(records: EpochRecord | None, problem: Problem) -> dict[str, np.ndarray]:
     if records is None:
         size = len(problem.constraints)
         vectors = ("moment", "scale", "eta")
-        records = EpochRecord(**{n: np.zeros((0, size) if n in vectors else 0) for n in EpochRecord._fields})
-    columns = records._asdict()
+        records = EpochRecord(**{n: jnp.zeros((0, size) if n in vectors else 0) for n in EpochRecord._fields})
+    columns = {name: np.asarray(column) for name, column in records._asdict().items()}
     columns["multiplier"] = columns.pop("eta")
     columns["violation"] = _violations(records, problem)
     return columns

@@ -382,10 +382,10 @@ def _statistic_limits(draws: np.ndarray, prior: np.ndarray, mean: float, std: fl
 
 def _shared_legend(figure: "matplotlib.figure.Figure", axes: np.ndarray) -> None:
     """Each entry once, though not every panel has all of them."""
-    handles = {}
+    handles: dict[str, Any] = {}
     for axis in axes:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=_SMALL)
+    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, fontsize=_SMALL)
 
 
 def _short(name: str, length: int = 36) -> str:

@@ -1,5 +1,6 @@
 """The question: which distribution over a model's parameters produces an emergent property?"""
 
+import builtins
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -77,7 +78,9 @@ class Problem(eqx.Module):
         if not isinstance(property, EmergentProperty):
             raise TypeError(f"Expected an EmergentProperty; got {type(property).__name__}.")
         if isinstance(parameters, str):
-            raise TypeError(f"Expected a sequence of site names; got the string {parameters!r}. Write ({parameters!r},).")
+            raise TypeError(
+                f"Expected a sequence of site names; got the string {parameters!r}. Write ({parameters!r},)."
+            )
         if parameters is not None and not parameters:
             raise ValueError("Expected at least one parameter; got an empty sequence. Leave it out for all sites.")
         if base not in ("prior", "lebesgue"):
@@ -86,14 +89,14 @@ class Problem(eqx.Module):
         self.property = property
         self.base = base
         self.constraints = tuple(property.constraints(self._abstract_sites()))
-        self.name = name or getattr(model, "__name__", type(model).__name__)
+        self.name = name or str(getattr(model, "__name__", type(model).__name__))
 
-    @property
+    @builtins.property  # The field of that name hides the decorator from type checkers.
     def dim(self) -> int:
         """Number of unconstrained coordinates, D."""
         return self.simulator.dim
 
-    @property
+    @builtins.property  # The field of that name hides the decorator from type checkers.
     def target(self) -> np.ndarray:
         """Targets of the constrained moments, shape [M], each in its own unit."""
         return np.array([constraint.target for constraint in self.constraints])

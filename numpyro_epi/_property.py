@@ -121,11 +121,16 @@ class EmergentProperty(eqx.Module):
         shapes = {target.statistic.name: _shape(target.statistic, sites) for target in self.targets}
         means = [c for target in self.targets for c in _means(target, shapes[target.statistic.name])]
         squares = [
-            c for target in self.targets if target.std is not None for c in _squares(target, shapes[target.statistic.name])
+            c
+            for target in self.targets
+            if target.std is not None
+            for c in _squares(target, shapes[target.statistic.name])
         ]
         names = [constraint.name for constraint in means + squares]
         if repeated := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"Expected every constraint's name once; got {repeated} more than once. Pass Target(name=).")
+            raise ValueError(
+                f"Expected every constraint's name once; got {repeated} more than once. Pass Target(name=)."
+            )
         return means + squares
 
 

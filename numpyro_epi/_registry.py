@@ -70,7 +70,9 @@ class Registry:
             if len({p.qualified for p in found}) < len(found):
                 raise LookupError(f"Expected {self._kind} {name!r} to be registered once; got {claims}. Remove one.")
             choices = " or ".join(repr(p.qualified) for p in found)
-            raise LookupError(f"Expected one package to register {self._kind} {name!r}; got {claims}. Ask for {choices}.")
+            raise LookupError(
+                f"Expected one package to register {self._kind} {name!r}; got {claims}. Ask for {choices}."
+            )
         provider = found[0]
         if provider not in self._loaded:
             self._loaded[provider] = self._load(provider, entries[provider])

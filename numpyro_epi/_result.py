@@ -162,7 +162,9 @@ class Result(eqx.Module):
             ValueError: If a parameter is missing or its shape does not fit.
         """
         shape = _batch_shape(self.problem, values)
-        return _log_prob(self.problem, self.flow, {n: jnp.asarray(values[n]) for n in self.problem.simulator.names}, shape)
+        return _log_prob(
+            self.problem, self.flow, {n: jnp.asarray(values[n]) for n in self.problem.simulator.names}, shape
+        )
 
     def statistics(self, key: Key, n: int = 1000) -> "xr.Dataset":
         """Measure the statistics of ``n`` fresh draws.
@@ -179,7 +181,9 @@ class Result(eqx.Module):
             array = np.asarray(values[statistic.name])
             dims = statistic.dims or tuple(f"{statistic.name}_dim_{i}" for i in range(array.ndim - 1))
             coords = {dim: list(labels) for dim, labels in statistic.coords.items()}
-            data[statistic.name] = xr.DataArray(array, dims=("draw", *dims), coords=coords, attrs={"unit": statistic.unit})
+            data[statistic.name] = xr.DataArray(
+                array, dims=("draw", *dims), coords=coords, attrs={"unit": statistic.unit}
+            )
         return xr.Dataset(data, coords={"draw": np.arange(n)})
 
     @property
@@ -213,7 +217,7 @@ class Result(eqx.Module):
 
     @property
     def history(self) -> "xr.Dataset":
-        """The run by epoch: step, loss, entropy, violation, multiplier, moment, penalty, finite_share, learning_rate."""
+        """The run by epoch: step, loss, entropy, violation, multiplier, moment, penalty, finite_share."""
         import xarray as xr
 
         names = [constraint.name for constraint in self.problem.constraints]

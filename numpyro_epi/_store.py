@@ -14,7 +14,7 @@ from flowjax.distributions import AbstractDistribution
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from . import flows
-from ._arviz import as_datatree, read_arviz, result_groups, to_datatree, write
+from ._arviz import read_arviz, result_groups, to_datatree, write
 from ._fit import build_flow
 from ._problem import Problem
 from ._result import STATUS, Result, Verdict, _seed_key
@@ -55,7 +55,7 @@ def load(path: str | os.PathLike[str], problem: Problem, *, flow: flows.FlowBuil
     _compare(problem, constraints, Path(path))
     settings = json.loads(tree.attrs["settings"])
     built = build_flow(jax.random.key(0), flow, problem.dim, int(settings["num_components"]))
-    verdict = {f: _uncell(v) for f, v in tree[VERDICT_GROUP].to_dataset().data_vars.items()}
+    verdict = {str(f): _uncell(v) for f, v in tree[VERDICT_GROUP].to_dataset().data_vars.items()}
     history = tree["optimization"].to_dataset()
     return Result(
         problem=problem,

@@ -26,7 +26,7 @@ from flowjax.bijections import (
 from flowjax.bijections import Coupling as CouplingBijection
 from flowjax.bijections import MaskedAutoregressive as MaskedAutoregressiveBijection
 from flowjax.distributions import AbstractDistribution, Normal, StandardNormal, Transformed, VmapMixture
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ._types import Key
 
@@ -54,7 +54,9 @@ Mixing = Callable[[Key, int], AbstractBijection]
 
 def affine(min_scale: float = 1e-2) -> AbstractBijection:
     """Elementwise ``y = a x + b`` with ``a > min_scale``, as a coupling's transformer."""
-    scale = paramax.Parameterize(lambda x: jax.nn.softplus(x) + min_scale, _inverse_softplus(1 - min_scale))
+    scale: paramax.Parameterize = paramax.Parameterize(
+        lambda x: jax.nn.softplus(x) + min_scale, _inverse_softplus(1 - min_scale)
+    )
     return eqx.tree_at(lambda bijection: bijection.scale, Affine(), scale)
 
 
@@ -65,7 +67,7 @@ def spline(knots: int = 8, interval: float = 4.0) -> AbstractBijection:
 
 def flip(key: Key, dim: int) -> AbstractBijection:
     """Reverse the coordinates: a coupling's two halves take turns."""
-    return Flip((dim,))
+    return Flip((dim,))  # type: ignore[call-arg]  # Fields of flowjax's modules hide their constructors.
 
 
 def fixed_permutation(key: Key, dim: int) -> AbstractBijection:
@@ -126,7 +128,9 @@ class Coupling(eqx.Module):
             ValueError: If ``dim < 2``: a coupling needs one coordinate to condition on another.
         """
         if dim < 2:
-            raise ValueError(f"Expected dim >= 2 for a coupling flow; got {dim}. Use flows.Elementwise or flows.default.")
+            raise ValueError(
+                f"Expected dim >= 2 for a coupling flow; got {dim}. Use flows.Elementwise or flows.default."
+            )
 
         def conditional(key: Key) -> AbstractBijection:
             bijection = CouplingBijection(
@@ -244,9 +248,7 @@ def with_mixture_base(
     return Transformed(VmapMixture(components, shares), flow.merge_transforms().bijection)
 
 
-def with_affine(
-    flow: AbstractDistribution, loc: Float[Array, " D"], cholesky: Float[Array, "D D"]
-) -> AbstractDistribution:
+def with_affine(flow: AbstractDistribution, loc: Float[Array, " D"], cholesky: Float[Array, "D D"]) -> Transformed:
     """Follow a flow by the trainable map ``x -> loc + cholesky x``: it then starts at this mean and covariance."""
     return Transformed(flow, TriangularAffine(loc, cholesky, lower=True))
 
@@ -267,7 +269,8 @@ def _stack(
 
     stages = Scan(eqx.filter_vmap(stage)(jr.split(key, num_stages)))
     closing = [TriangularAffine(jnp.zeros(dim), jnp.eye(dim), lower=True)] if closing_affine else []
-    return Transformed(StandardNormal((dim,)), Chain([stages, *closing]))
+    base = StandardNormal((dim,))  # type: ignore[call-arg]  # As in flip.
+    return Transformed(base, Chain([stages, *closing]))
 
 
 def _no_mixing(key: Key, dim: int) -> AbstractBijection:
@@ -276,11 +279,13 @@ def _no_mixing(key: Key, dim: int) -> AbstractBijection:
 
 def _shrink(bijection: AbstractBijection, layer: Callable, factor: float) -> AbstractBijection:
     return eqx.tree_at(
-        layer, bijection, replace_fn=lambda found: jax.tree.map(lambda x: x * factor if eqx.is_inexact_array(x) else x, found)
+        layer,
+        bijection,
+        replace_fn=lambda found: jax.tree.map(lambda x: x * factor if eqx.is_inexact_array(x) else x, found),
     )
 
 
-def _last_masked_layer(bijection: AbstractBijection):
+def _last_masked_layer(bijection: MaskedAutoregressiveBijection) -> PyTree:
     return bijection.masked_autoregressive_mlp.layers[-1]
 
 

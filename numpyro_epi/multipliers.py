@@ -146,7 +146,9 @@ class GrowingPenalty(AbstractMultiplierRule[GrowingPenaltyState]):
         if not self.growth >= 1:
             raise ValueError(f"Expected growth >= 1; got {self.growth}.")
         if not 2 <= self.num_norms <= self.steps_per_epoch:
-            raise ValueError(f"Expected 2 <= num_norms <= steps_per_epoch; got {self.num_norms}, {self.steps_per_epoch}.")
+            raise ValueError(
+                f"Expected 2 <= num_norms <= steps_per_epoch; got {self.num_norms}, {self.steps_per_epoch}."
+            )
 
     def init(self, key: Key, covariance: Metric) -> GrowingPenaltyState:
         eta = jnp.zeros_like(covariance[0])

@@ -164,7 +164,9 @@ class Score(AbstractObjective):
         others = _leave_one_out(violations, weights)
         linear = _relative(batch) + violations @ lagrangian.eta
         own = linear + jnp.sum((violations @ lagrangian.metric) * others, axis=1)
-        baseline = _leave_one_out(linear[:, None], weights)[:, 0] + jnp.sum((others @ lagrangian.metric) * others, axis=1)
+        baseline = _leave_one_out(linear[:, None], weights)[:, 0] + jnp.sum(
+            (others @ lagrangian.metric) * others, axis=1
+        )
         coefficient = jnp.where(batch.finite, own - baseline, 0.0)
         surrogate = _weighted_mean(coefficient * log_q, weights)
         value = _weighted_mean(linear, weights) + u_statistic(violations, weights, lagrangian.metric)

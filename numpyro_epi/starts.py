@@ -93,7 +93,7 @@ class Gaussian(AbstractStart):
         except np.linalg.LinAlgError:
             raise ValueError(f"Expected a positive definite covariance; got {covariance.tolist()}.") from None
         noise = jax.random.normal(key, (self.num_draws, dim))
-        return Start(self.mean + noise @ cholesky.T, False, None, "Started from a Gaussian.")
+        return Start(jnp.asarray(self.mean + noise @ cholesky.T), False, None, "Started from a Gaussian.")
 
 
 class Pilot(AbstractStart):
@@ -121,8 +121,9 @@ class Pilot(AbstractStart):
     def __call__(self, key, problem):
         if not has_proper_prior(problem):
             raise ValueError("Expected a proper prior for pilot draws; this one is improper. Use starts.Gaussian.")
-        kept, tried, sampler = [], 0, _pilot_sampler(problem, self.batch, self.spreads)
-        while sum(map(len, kept)) < self.num_draws and tried < self.max_simulations:
+        kept: list[np.ndarray] = []
+        tried, sampler = 0, _pilot_sampler(problem, self.batch, self.spreads)
+        while sum(len(batch) for batch in kept) < self.num_draws and tried < self.max_simulations:
             key, batch_key = jax.random.split(key)
             draws, near = sampler(batch_key)
             kept.append(np.asarray(draws)[np.asarray(near)])

@@ -83,7 +83,7 @@ class Statistic(eqx.Module):
         if self.dims and len(self.dims) != len(shape):
             raise ValueError(f"Expected {self.name!r} to return an array over dims {self.dims}; got shape {shape}.")
         axes = [self._axis_labels(axis, size) for axis, size in enumerate(shape)]
-        indices = [[]]
+        indices: list[list[str]] = [[]]
         for axis in axes:
             indices = [[*index, label] for index in indices for label in axis]
         assert len(indices) == math.prod(shape)

@@ -43,9 +43,21 @@ def fit(**options):
 
 
 CASES = {
-    "unknown statistic": (lambda: epi.Target("linear2d.growth", mean=0.0), LookupError, "Expected a registered statistic"),
-    "statistic of a wrong type": (lambda: epi.Target(3, mean=0.0), TypeError, "a registered name or a function; got int"),
-    "statistic without its option": (lambda: epi.Target(epi.statistics.value, mean=0.0), TypeError, r"option\(s\) \['site'\]"),
+    "unknown statistic": (
+        lambda: epi.Target("linear2d.growth", mean=0.0),
+        LookupError,
+        "Expected a registered statistic",
+    ),
+    "statistic of a wrong type": (
+        lambda: epi.Target(3, mean=0.0),
+        TypeError,
+        "a registered name or a function; got int",
+    ),
+    "statistic without its option": (
+        lambda: epi.Target(epi.statistics.value, mean=0.0),
+        TypeError,
+        r"option\(s\) \['site'\]",
+    ),
     "unknown option": (lambda: epi.statistics.value.bind(where="z"), TypeError, r"among \['site'\]; got \['where'\]"),
     "mean is nan": (lambda: prop(mean=np.nan), ValueError, "Expected a finite mean"),
     "mean is infinite": (lambda: prop(mean=np.inf), ValueError, "Expected a finite mean"),
@@ -60,7 +72,11 @@ CASES = {
         ValueError,
         "Expected each statistic once",
     ),
-    "target of a wrong shape": (lambda: epi.Problem(model, prop(mean=[0.0, 1.0])), ValueError, "to be a scalar or of shape"),
+    "target of a wrong shape": (
+        lambda: epi.Problem(model, prop(mean=[0.0, 1.0])),
+        ValueError,
+        "to be a scalar or of shape",
+    ),
     "statistic fails on the model": (
         lambda: epi.Problem(model, prop(statistic=lambda sites: sites["x"])),
         ValueError,
@@ -83,7 +99,11 @@ CASES = {
     "discrete site unnamed": (lambda: epi.Problem(discrete, prop()), ValueError, r"say which sites are parameters"),
     "no random site": (lambda: epi.Problem(empty, prop()), ValueError, "Expected at least one continuous parameter"),
     "observed data": (lambda: epi.Problem(observed, prop()), ValueError, "Expected a model that observes nothing"),
-    "unknown base": (lambda: epi.Problem(model, prop(), base="flat"), ValueError, "Expected base 'prior' or 'lebesgue'"),
+    "unknown base": (
+        lambda: epi.Problem(model, prop(), base="flat"),
+        ValueError,
+        "Expected base 'prior' or 'lebesgue'",
+    ),
     "no key": (lambda: fit(key=0), TypeError, "Expected one random key"),
     "several keys": (lambda: fit(key=jax.random.split(jax.random.key(0))), TypeError, "Expected one random key"),
     "no problem": (lambda: fit(problem=model), TypeError, "Expected a Problem; got function"),
@@ -111,12 +131,18 @@ CASES = {
         "Expected a positive definite covariance",
     ),
     "pilot draws that never come": (
-        lambda: fit(problem=epi.Problem(model, prop(mean=50.0, std=0.1)), start=epi.starts.Pilot(max_simulations=20_000)),
+        lambda: fit(
+            problem=epi.Problem(model, prop(mean=50.0, std=0.1)), start=epi.starts.Pilot(max_simulations=20_000)
+        ),
         ValueError,
         "Expected at least 3 pilot draws",
     ),
     "negative penalty": (lambda: epi.multipliers.Natural(penalty=-1.0), ValueError, "Expected penalty > 0; got -1.0"),
-    "coupling without stages": (lambda: epi.flows.Coupling(num_stages=0), ValueError, "Expected num_stages to be an integer"),
+    "coupling without stages": (
+        lambda: epi.flows.Coupling(num_stages=0),
+        ValueError,
+        "Expected num_stages to be an integer",
+    ),
     "coupling of one parameter": (
         lambda: epi.flows.Coupling()(jax.random.key(0), 1),
         ValueError,

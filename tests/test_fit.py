@@ -6,9 +6,9 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from problems import EXACT, exact_kl
 
 import numpyro_epi as epi
-from problems import EXACT, exact_kl
 
 QUICK = ("truncated_exponential_0.2", "relative_entropy_mean", "gaussian_2")
 """One of each start: a bounded parameter, a normal prior, an improper prior."""
