@@ -31,6 +31,8 @@ def plot_pair(
 ) -> "matplotlib.figure.Figure":
     """Each pair of parameters, draws coloured by log density; on the diagonal the marginals, the prior's as outlines.
 
+    An axis spans the parameter's bounds; without two of them it ends before the few farthest draws would stretch it.
+
     Args:
         exported: A tree, an ArviZ 0.x ``InferenceData``, or the path of an exported file.
         parameters: Sites (``"A"``) or components (``"A[0,1]"``) to show; all by default.
@@ -212,9 +214,9 @@ def _limits(values: np.ndarray, lower: float, upper: float) -> tuple[float, floa
     """The bounds of an interval; elsewhere a range that a few far draws cannot stretch."""
     low, high = lower, upper
     if not (math.isfinite(lower) and math.isfinite(upper)):
-        low, high = _central(values, 0.01)
+        (smallest, largest), (low, high) = _central(values, 0.0), _central(values, 0.01)
         spread = 0.3 * (high - low)
-        low, high = max(low - spread, lower), min(high + spread, upper)
+        low, high = max(low - spread, smallest), min(high + spread, largest)
     return _padded(low, high)
 
 
