@@ -91,7 +91,8 @@ def test_model_that_sometimes_fails_is_never_called_satisfied():
     problem = small_problem(lambda sites: jnp.where(sites["z"] > 0.9, jnp.nan, sites["z"]), mean=0.45)
     result = short_fit(problem, max_steps=200)
     assert not result.satisfied, str(result)
-    assert 0.8 < result.verdict.finite_share < 1.0
+    # Draws that fail leave the loss, so nothing keeps the guide from them: the share falls below the prior's 0.9.
+    assert 0.5 < result.verdict.finite_share < 1.0
     assert np.all(np.isfinite(result.records["loss"]))
 
 
