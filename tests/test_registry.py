@@ -120,7 +120,8 @@ def test_two_packages_claiming_one_name_are_both_named(site_packages):
     install(site_packages, "fake-good", {"cell.voltage": "voltage"}, version="1.0", source=GOOD_STATISTIC)
     install(site_packages, "fake-rival", {"cell.voltage": "voltage"}, version="2.0", source=GOOD_STATISTIC)
     message = (
-        r"Expected one package to register statistic 'cell\.voltage'; got fake-good 1\.0, fake-rival 2\.0\. "
+        r"Expected one package to register statistic 'cell\.voltage'; "
+        r"got fake-good 1\.0 \(fake_good:voltage\), fake-rival 2\.0 \(fake_rival:voltage\)\. "
         r"Ask for 'fake-good:cell\.voltage' or 'fake-rival:cell\.voltage'\."
     )
     with pytest.raises(LookupError, match=message):
