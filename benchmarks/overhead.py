@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
@@ -68,8 +67,7 @@ def _ours(steps: int) -> Callable[[], None]:
         key=jax.random.key(2),
         step=jnp.zeros((), int),
     )
-    run = eqx.filter_jit(Loop.run_epochs)
-    return lambda: jax.block_until_ready(run(loop, state, steps // rule.steps_per_epoch)[0].parameters)
+    return lambda: jax.block_until_ready(loop.run_epochs(state, steps // rule.steps_per_epoch)[0].parameters)
 
 
 def _bare(steps: int) -> Callable[[], None]:

@@ -86,7 +86,7 @@ def solve(problem: Problem, key: Key, settings: ChainSettings) -> DualSolution:
     The problem must be noiseless and differentiable, and its base a proper prior.
     """
     start_key, run_key = jax.random.split(key)
-    eta, draws, moments, acceptance = eqx.filter_jit(_run)(problem, settings, start_key, run_key)
+    eta, draws, moments, acceptance = _run(problem, settings, start_key, run_key)
     transitions = settings.num_updates * settings.num_transitions + _num_sweeps(settings) * settings.thinning
     simulations = settings.num_chains * transitions * (settings.num_leapfrog + 1)
     return DualSolution(eta, draws, moments, float(acceptance), simulations)
@@ -105,6 +105,7 @@ def _num_sweeps(settings: ChainSettings) -> int:
     return math.ceil(settings.num_draws / settings.num_chains)
 
 
+@eqx.filter_jit
 def _run(
     problem: Problem, settings: ChainSettings, start_key: Key, key: Key
 ) -> tuple[Moments, Draws, MomentDraws, Scalar]:

@@ -4,7 +4,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,8 +16,9 @@ from jaxtyping import Array, PyTree
 from scipy.cluster.vq import kmeans2
 from tqdm.auto import tqdm
 
-from . import flows, starts
-from ._loop import EpochRecord, Loop, LoopState, combine, masked_moments, partition
+from . import _optimizer, flows, starts
+from ._fresh import measure
+from ._loop import EpochRecord, Loop, LoopState, combine, partition, share_programs
 from ._problem import Problem
 from ._result import STATUS, Result, Verdict
 from ._types import Draws, Key, Metric, Moments
@@ -30,14 +31,18 @@ NUM_CHUNKS = 20
 FRESH_BATCHES = 80
 """Batches of the verdict: with 500 draws each, a mean's 95 % interval is 0.01 standard deviations wide on either side."""
 
+STEPS_PER_BATCH = 4
+"""A run ends with one batch for so many steps to read its multipliers from: a tenth of its time, since they need no
+gradients, and the mean's error is theirs."""
+
+MAX_DISTANCE = 0.5
+"""Variance of ``log q - log base + eta . T``, nats^2, up to which a guide shows its multipliers better than its history."""
+
 START_BATCHES = 8
 """Batches that measure the guide before the first step."""
 
 MAX_COMPONENTS, MIN_DRAWS_PER_COMPONENT = 16, 100
 """Most components of a mixture base, and the fewest draws that one must stand on."""
-
-LEARNING_RATE, FINAL_RATE, CLIP_NORM = 2e-3, 0.03, 10.0
-"""Adam's first learning rate, the share of it that is left at the end, and the global norm that gradients are cut to."""
 
 LIKELIHOOD_STEPS, LIKELIHOOD_DRAWS = 1000, 500
 """Steps that fit a flow to a start's draws, and draws in each."""
@@ -92,10 +97,10 @@ def fit(
     parameters, static = partition(fitted)
     if begin.eta is not None:
         objective = Anchored(objective, begin.draws)
-    optimizer = optimizer or _default_optimizer(max_steps)
+    optimizer = optimizer or _optimizer.default(max_steps)
     annealed = rule.anneals and begin.eta is None
     loop = Loop(problem, static, objective, rule, optimizer, num_draws, int(0.6 * max_steps) if annealed else 0)
-    first = _measure(problem, fitted, keys[2], START_BATCHES, num_draws)
+    first = measure(problem, fitted, keys[2], START_BATCHES, num_draws)
     state = LoopState(
         parameters=parameters,
         optimizer=optimizer.init(parameters),
@@ -110,16 +115,24 @@ def fit(
 
     def judge(state: LoopState, epochs: int) -> Verdict:
         # Every look at the run takes draws of its own.
-        return _verdict(problem, combine(state.parameters, static), jax.random.fold_in(verdict_key, epochs), num_draws)
+        flow, key = combine(state.parameters, static), jax.random.fold_in(verdict_key, epochs)
+        return measure(problem, flow, key, FRESH_BATCHES, num_draws).verdict()
 
     state, records, verdict = _run(loop, state, budget, judge, tolerance=tolerance, progress=_shows(progress))
     fitted = combine(state.parameters, static)
+    status = _status(problem, verdict, records, tolerance)
+    eta = begin.eta if begin.eta is not None else _late_multipliers(state, records)
+    if begin.eta is None and status is STATUS.satisfied:
+        num_batches = max(FRESH_BATCHES, int(state.step) // STEPS_PER_BATCH)
+        found = measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws)
+        read, distance = found.multipliers(problem.target)
+        eta = read if distance < MAX_DISTANCE else eta
     return Result(
         problem=problem,
         flow=fitted,
-        status=_status(problem, verdict, records, tolerance),
+        status=status,
         verdict=verdict,
-        eta=_multipliers(begin.eta, state, records),
+        eta=np.asarray(eta, float),
         records=_history(records, problem),
         settings={
             "num_draws": num_draws,
@@ -134,18 +147,6 @@ def fit(
         seconds=time.perf_counter() - began,
         seed=",".join(str(int(word)) for word in np.asarray(jax.random.key_data(key)).ravel()),
     )
-
-
-class _Measured(NamedTuple):
-    """Moments of fresh draws: see `Verdict`."""
-
-    mean: np.ndarray
-    covariance: np.ndarray
-    entropy: float
-    entropy_variance: float
-    base_entropy: float
-    finite_share: float
-    num_draws: int
 
 
 def num_components(begin: starts.Start) -> int:
@@ -170,7 +171,7 @@ def build_flow(key: Key, builder: flows.FlowBuilder, dim: int, components: int) 
     if components > 1 and isinstance(built, Transformed):
         ones = jnp.ones((components, dim))
         built = flows.with_mixture_base(built, 0 * ones, ones, jnp.ones(components))
-    return flows.with_affine(built, jnp.zeros(dim), jnp.eye(dim))
+    return share_programs(flows.with_affine(built, jnp.zeros(dim), jnp.eye(dim)))
 
 
 def _begin_flow(key: Key, builder: flows.FlowBuilder, begin: starts.Start, dim: int) -> AbstractDistribution:
@@ -185,7 +186,7 @@ def _begin_flow(key: Key, builder: flows.FlowBuilder, begin: starts.Start, dim: 
     if components > 1 and isinstance(inner, Transformed):
         whitened = np.linalg.solve(cholesky, (draws - loc).T).T
         inner = flows.with_mixture_base(inner, *_clusters(whitened, components))
-    moved = flows.with_affine(inner, jnp.asarray(loc, float), jnp.asarray(cholesky, float))
+    moved = share_programs(flows.with_affine(inner, jnp.asarray(loc, float), jnp.asarray(cholesky, float)))
     return _fit_draws(fit_key, moved, begin.draws) if begin.fit_draws else moved
 
 
@@ -203,8 +204,7 @@ def _clusters(draws: np.ndarray, count: int) -> tuple[Array, Array, Array]:
 def _fit_draws(key: Key, flow: AbstractDistribution, draws: Draws) -> AbstractDistribution:
     """Maximum likelihood: minimise the forward KL of the draws."""
     parameters, static = partition(flow)
-    schedule = optax.cosine_decay_schedule(LEARNING_RATE, LIKELIHOOD_STEPS, 0.3)
-    optimizer = optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.adam(schedule))
+    optimizer = _optimizer.default(LIKELIHOOD_STEPS, final_rate=0.3)
 
     def step(carry: tuple[PyTree, PyTree], key: Key) -> tuple[tuple[PyTree, PyTree], None]:
         parameters, state = carry
@@ -215,11 +215,6 @@ def _fit_draws(key: Key, flow: AbstractDistribution, draws: Draws) -> AbstractDi
     keys = jax.random.split(key, LIKELIHOOD_STEPS)
     (parameters, _), _ = jax.lax.scan(step, (parameters, optimizer.init(parameters)), keys)
     return combine(parameters, static)
-
-
-def _default_optimizer(max_steps: int) -> optax.GradientTransformation:
-    schedule = optax.cosine_decay_schedule(LEARNING_RATE, max_steps, FINAL_RATE)
-    return optax.chain(optax.clip_by_global_norm(CLIP_NORM), optax.adam(schedule))
 
 
 def _begin_rule(rule: AbstractMultiplierRule, key: Key, covariance: Metric, eta: Moments | None) -> Any:
@@ -241,12 +236,11 @@ def _run(
     num_epochs = math.ceil(max_steps / steps_per_epoch)
     per_chunk = max(1, math.ceil(num_epochs / NUM_CHUNKS))
     num_chunks = math.ceil(num_epochs / per_chunk)
-    run = eqx.filter_jit(Loop.run_epochs)
     found: list[EpochRecord] = []
     verdict: Verdict | None = None
     with tqdm(total=num_chunks * per_chunk * steps_per_epoch, disable=not progress, unit="step") as bar:
         for chunk in range(num_chunks):
-            state, chunk_records = run(loop, state, per_chunk)
+            state, chunk_records = loop.run_epochs(state, per_chunk)
             found.append(jax.device_get(chunk_records))
             bar.update(per_chunk * steps_per_epoch)
             bar.set_postfix_str(_progress(found[-1], loop.problem), refresh=False)
@@ -273,57 +267,6 @@ def _close(records: EpochRecord, problem: Problem, tolerance: float) -> bool:
     """Whether nothing is left to gain: the property holds and the guide is the tilted base of its multipliers."""
     near = np.all(np.abs(_violations(records, problem).mean(axis=0)) < 0.2 * tolerance)
     return bool(near and np.mean(records.slack_variance) < CLOSE_SLACK)
-
-
-@eqx.filter_jit
-def _batch_moments(problem: Problem, flow: AbstractDistribution, key: Key, num_draws: int):
-    flow_key, noise_key = jax.random.split(key)
-    u, log_q = flow.sample_and_log_prob(flow_key, (num_draws,))
-    found = jax.vmap(problem.evaluate)(jax.random.split(noise_key, num_draws), u)
-    finite = found.finite & jnp.isfinite(log_q)
-    target = jnp.asarray(problem.target, log_q.dtype)
-    relative = jnp.stack([log_q - found.log_det, log_q - found.log_base], axis=1)
-    columns = jnp.concatenate([found.moments - target, relative], axis=1)
-    weights = finite.astype(log_q.dtype)
-    return *masked_moments(jnp.where(finite[:, None], columns, 0.0), weights), jnp.sum(weights)
-
-
-def _measure(problem: Problem, flow: AbstractDistribution, key: Key, num_batches: int, num_draws: int) -> _Measured:
-    """Pool batches of fresh draws, on the host and in double precision."""
-    keys = jax.random.split(key, num_batches)
-    batches = [jax.device_get(_batch_moments(problem, flow, key, num_draws)) for key in keys]
-    means, covariances, counts = (np.array(part, float) for part in zip(*batches, strict=True))
-    total, m = counts.sum(), len(problem.target)
-    share = counts / max(total, 1.0)
-    mean = share @ means
-    between = np.einsum("b,bi,bj->ij", share, means - mean, means - mean)
-    covariance = np.einsum("b,bij->ij", share, covariances) + between
-    return _Measured(
-        mean=mean[:m] + problem.target,
-        covariance=covariance[:m, :m],
-        entropy=-mean[m],
-        entropy_variance=covariance[m, m],
-        base_entropy=-mean[m + 1],
-        finite_share=total / (num_batches * num_draws),
-        num_draws=num_batches * num_draws,
-    )
-
-
-def _verdict(problem: Problem, flow: AbstractDistribution, key: Key, num_draws: int) -> Verdict:
-    found = _measure(problem, flow, key, FRESH_BATCHES, num_draws)
-    scale = np.sqrt(np.diagonal(found.covariance))
-    count = max(1.0, found.finite_share * found.num_draws)
-    lost = found.finite_share == 0.0
-    return Verdict(
-        mean=np.full_like(scale, np.nan) if lost else found.mean,
-        scale=scale,
-        standard_error=scale / math.sqrt(count),
-        entropy=math.nan if lost else found.entropy,
-        entropy_standard_error=math.sqrt(max(found.entropy_variance, 0.0) / count),
-        base_entropy=math.nan if lost else found.base_entropy,
-        finite_share=found.finite_share,
-        num_draws=found.num_draws,
-    )
 
 
 def _status(problem: Problem, verdict: Verdict, records: EpochRecord | None, tolerance: float) -> STATUS:
@@ -354,9 +297,7 @@ def _out_of_reach(problem: Problem, verdict: Verdict, records: EpochRecord, tole
     )
 
 
-def _multipliers(eta: Moments | None, state: LoopState, records: EpochRecord | None) -> np.ndarray:
-    if eta is not None:
-        return np.asarray(eta, float)
+def _late_multipliers(state: LoopState, records: EpochRecord | None) -> np.ndarray:
     if records is None:
         return np.asarray(state.rule.eta, float)
     return np.asarray(records.eta, float)[-max(1, len(records.eta) // 10) :].mean(axis=0)

@@ -1,10 +1,13 @@
 """The compiled part of a fit: optimiser steps scanned into epochs, a multiplier update after each, epochs into chunks."""
 
-from typing import Any, NamedTuple
+import types
+from collections.abc import Hashable
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import paramax
 from flowjax.distributions import AbstractDistribution
@@ -14,6 +17,8 @@ from ._problem import Problem
 from ._types import Key, Metric, Moments, Scalar
 from .multipliers import AbstractMultiplierRule, EpochSummary, shrunk_inverse
 from .objectives import AbstractObjective, Batch, Lagrangian
+
+F = TypeVar("F", bound=AbstractDistribution)
 
 
 class LoopState(NamedTuple):
@@ -53,6 +58,7 @@ class EpochRecord(NamedTuple):
         finite_share: Share of draws with finite moments.
         skipped: Steps left out because their gradient was not finite.
         slack_variance: Variance of ``log q - log base + eta . T``, nats^2; zero at the optimum of a noiseless problem.
+        remaining: Share of the way of the annealed targets still to go, 1 to 0.
     """
 
     step: Int[Array, ""]
@@ -66,6 +72,7 @@ class EpochRecord(NamedTuple):
     finite_share: Scalar
     skipped: Int[Array, ""]
     slack_variance: Scalar
+    remaining: Scalar
 
 
 class Loop(eqx.Module):
@@ -90,6 +97,7 @@ class Loop(eqx.Module):
     anneal_steps: int
     pace: float = 0.04
 
+    @eqx.filter_jit
     def run_epochs(self, state: LoopState, num_epochs: int) -> tuple[LoopState, EpochRecord]:
         """Run a fixed number of epochs; the records' leading axis is the epoch."""
         return jax.lax.scan(lambda state, _: self._epoch(state), state, None, length=num_epochs)
@@ -127,6 +135,7 @@ class Loop(eqx.Module):
             finite_share=jnp.mean(steps.finite_share),
             skipped=jnp.sum(steps.skipped),
             slack_variance=jnp.mean(steps.slack_variance),
+            remaining=state.remaining,
         )
         remaining = self._anneal(state, summary.covariance)
         return state._replace(rule=self.rule.update(state.rule, summary), remaining=remaining), record
@@ -170,6 +179,46 @@ def partition(flow: AbstractDistribution) -> tuple[PyTree, PyTree]:
 def combine(parameters: PyTree, static: PyTree) -> AbstractDistribution:
     """Put a flow together again."""
     return eqx.combine(parameters, static, is_leaf=lambda leaf: isinstance(leaf, paramax.NonTrainable))
+
+
+def share_programs(flow: F) -> F:
+    """Make a new flow as equal to an earlier one as it can be, so that compiled programs are used again.
+
+    A program is found again only if everything static in it is equal; but every flow that is built holds new closures, which
+    are equal to nothing. Two functions with the same code and the same closed-over values compute the same. Weak dtypes,
+    which would be gone after the first step, are made strong.
+    """
+
+    def shared(leaf: Any) -> Any:
+        if isinstance(leaf, types.FunctionType):
+            return _known(leaf)
+        return jnp.asarray(leaf, leaf.dtype) if eqx.is_inexact_array(leaf) else leaf
+
+    return jax.tree.map(shared, flow)
+
+
+def _known(function: types.FunctionType) -> types.FunctionType:
+    try:
+        return _KNOWN.setdefault(_fingerprint(function), function)
+    except TypeError:  # Something closed over cannot be hashed.
+        return function
+
+
+def _fingerprint(value: Any) -> Hashable:
+    if isinstance(value, types.FunctionType):
+        cells = tuple(cell.cell_contents for cell in value.__closure__ or ())
+        inner = (value.__defaults__, value.__kwdefaults__, cells)
+        return value.__code__, id(value.__globals__), _fingerprint(inner)
+    if eqx.is_array(value) and not isinstance(value, jax.core.Tracer):
+        return str(value.dtype), value.shape, np.asarray(value).tobytes()
+    leaves, structure = jax.tree.flatten(value)
+    if jax.tree_util.treedef_is_leaf(structure):
+        hash(value)
+        return type(value), value
+    return structure, tuple(map(_fingerprint, leaves))
+
+
+_KNOWN: dict[Hashable, types.FunctionType] = {}
 
 
 def masked_moments(moments: Float[Array, "N M"], finite: Float[Array, " N"]) -> tuple[Moments, Metric]:

@@ -18,7 +18,7 @@ LAYERS = (
     ("statistics", "multipliers", "flows", "_simulator"),
     ("_property", "_problem", "_guide", "_check"),
     ("objectives", "_result"),
-    ("_loop", "_dual", "starts", "_fit"),
+    ("_loop", "_fresh", "_dual", "starts", "_optimizer", "_fit"),
     ("_arviz", "_store"),
     ("_plots",),
     ("_cli",),
