@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from numpyro_epi import flows
+from numpyro_epi import _optimizer, flows
 from numpyro_epi._loop import Loop, LoopState, combine, partition
 from numpyro_epi.multipliers import Natural
 from numpyro_epi.objectives import Pathwise
@@ -49,13 +49,12 @@ def _setting():
     problem = EXACT["oscillator_paper"]().problem
     builder = flows.Coupling(num_stages=3, width=50, depth=2, mixing=flows.flip)
     flow = flows.with_affine(builder(jax.random.key(0), problem.dim), jnp.zeros(4), 1.8 * jnp.eye(4))
-    optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(1e-3))
-    return problem, *partition(flow), optimizer
+    return problem, *partition(flow)
 
 
 def _ours(steps: int) -> Callable[[], None]:
-    problem, parameters, static, optimizer = _setting()
-    rule = Natural()
+    problem, parameters, static = _setting()
+    optimizer, rule = _optimizer.default(3000), Natural()
     loop = Loop(problem, static, Pathwise(), rule, optimizer, NUM_DRAWS, 0)
     zeros = jnp.zeros(len(problem.constraints))
     state = LoopState(
@@ -72,7 +71,8 @@ def _ours(steps: int) -> Callable[[], None]:
 
 def _bare(steps: int) -> Callable[[], None]:
     """The same step as a user would write it by hand: fixed multipliers, one loss, nothing recorded but the loss."""
-    problem, parameters, static, optimizer = _setting()
+    problem, parameters, static = _setting()
+    optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(optax.cosine_decay_schedule(2e-3, 3000)))
     eta, metric = jnp.zeros(len(problem.constraints)), 2.0 * jnp.eye(len(problem.constraints))
 
     def loss_of(parameters, key):

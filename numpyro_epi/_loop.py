@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import paramax
 from flowjax.distributions import AbstractDistribution
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._problem import Problem
@@ -148,12 +149,12 @@ class Loop(eqx.Module):
             return self.objective(batch_key, flow, self.problem.evaluate, lagrangian, self.num_draws)
 
         (loss, batch), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
-        usable = jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(gradient)]))
+        # A step whose gradient is not finite counts as one without slope.
+        flat, unravel = ravel_pytree(gradient)
+        usable = jnp.isfinite(jnp.sum(flat))
+        gradient = unravel(jnp.where(usable, flat, 0.0))
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.parameters)
-        proposed = optax.apply_updates(state.parameters, updates), optimizer
-        parameters, optimizer = jax.tree.map(
-            lambda new, old: jnp.where(usable, new, old), proposed, (state.parameters, state.optimizer)
-        )
+        parameters = optax.apply_updates(state.parameters, updates)
         state = state._replace(parameters=parameters, optimizer=optimizer, key=key, step=state.step + 1)
         return state, _record_step(loss, batch, lagrangian, usable)
 
@@ -231,20 +232,21 @@ def masked_moments(moments: Float[Array, "N M"], finite: Float[Array, " N"]) -> 
 
 def _record_step(loss: Scalar, batch: Batch, lagrangian: Lagrangian, usable: Array) -> StepRecord:
     weights = batch.finite.astype(batch.log_q.dtype)
-    violation, covariance = masked_moments(batch.moments - lagrangian.target, weights)
+    violations = batch.moments - lagrangian.target
     relative = batch.log_q - batch.log_base
-    slack = relative + (batch.moments - lagrangian.target) @ lagrangian.eta
+    slack = relative + violations @ lagrangian.eta
     columns = jnp.stack([relative, batch.log_q - batch.log_det, slack], axis=1)
-    means, spreads = masked_moments(columns, weights)
+    means, covariance = masked_moments(jnp.concatenate([violations, columns], axis=1), weights)
+    size = violations.shape[1]
     return StepRecord(
         loss=loss,
-        entropy=-means[1],
-        base_entropy=-means[0],
-        violation=violation,
-        covariance=covariance,
+        entropy=-means[size + 1],
+        base_entropy=-means[size],
+        violation=means[:size],
+        covariance=covariance[:size, :size],
         finite_share=jnp.mean(weights),
         skipped=1 - usable.astype(int),
-        slack_variance=spreads[2, 2],
+        slack_variance=covariance[-1, -1],
     )
 
 
