@@ -92,15 +92,6 @@ def solve(problem: Problem, key: Key, settings: ChainSettings) -> DualSolution:
     return DualSolution(eta, draws, moments, float(acceptance), simulations)
 
 
-def has_proper_prior(problem: Problem) -> bool:
-    """Whether the parameters' prior can be drawn from."""
-    try:
-        jax.eval_shape(problem.simulator.sample_prior, jax.random.key(0))
-    except NotImplementedError:
-        return False
-    return True
-
-
 def _num_sweeps(settings: ChainSettings) -> int:
     return math.ceil(settings.num_draws / settings.num_chains)
 

@@ -258,7 +258,7 @@ class Result(eqx.Module):
             f"status    {self.status.name}: {self.status_message}",
             f"entropy   {v.entropy:.4f} +- {v.entropy_standard_error:.4f} nats",
         ]
-        if self.problem.base == "prior":
+        if self.problem.base == "prior" and self.problem.simulator.has_proper_prior:
             lines.append(f"KL(q || prior)  {-v.base_entropy:.4f} nats")
         if v.finite_share < 1:
             lines.append(f"finite    {100 * v.finite_share:.2f} % of simulations")

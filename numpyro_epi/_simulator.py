@@ -155,6 +155,15 @@ class Simulator(eqx.Module):
         """Names of the parameters, in the model's order."""
         return tuple(parameter.name for parameter in self.parameters)
 
+    @property
+    def has_proper_prior(self) -> bool:
+        """Whether the parameters' prior can be drawn from, and is a probability distribution."""
+        try:
+            jax.eval_shape(self.sample_prior, jax.random.key(0))
+        except NotImplementedError:
+            return False
+        return True
+
     def _trace(self, key: Key, place: Callable[[dict], Array | None]) -> dict[str, dict]:
         def substitute(site):
             return place(site) if site["type"] == "sample" else None

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._dual import ChainSettings, has_proper_prior, solve
+from ._dual import ChainSettings, solve
 from ._problem import Problem
 from ._types import Draws, Key, Moments, Numbers
 
@@ -55,7 +55,7 @@ class Prior(AbstractStart):
     num_draws: int = 4096
 
     def __call__(self, key, problem):
-        if not has_proper_prior(problem):
+        if not problem.simulator.has_proper_prior:
             draws = jax.random.normal(key, (self.num_draws, problem.dim))
             return Start(draws, False, None, "Started from a standard normal of the unconstrained parameters.")
         return Start(_prior_draws(key, problem, self.num_draws), False, None, "Started from the prior.")
@@ -119,7 +119,7 @@ class Pilot(AbstractStart):
             raise ValueError(f"Expected num_draws >= 2, spreads > 0 and batch >= 1; got {self}.")
 
     def __call__(self, key, problem):
-        if not has_proper_prior(problem):
+        if not problem.simulator.has_proper_prior:
             raise ValueError("Expected a proper prior for pilot draws; this one is improper. Use starts.Gaussian.")
         kept: list[np.ndarray] = []
         tried, sampler = 0, _pilot_sampler(problem, self.batch, self.spreads)
@@ -178,7 +178,7 @@ def suits_chains(problem: Problem) -> bool:
     """Whether the dual can be solved by chains: no noise of its own, gradients everywhere, a proper prior as base."""
     differentiable = all(target.statistic.differentiable for target in problem.property.targets)
     noiseless = not problem.simulator.noise
-    return differentiable and noiseless and problem.base == "prior" and has_proper_prior(problem)
+    return differentiable and noiseless and problem.base == "prior" and problem.simulator.has_proper_prior
 
 
 def _prior_draws(key: Key, problem: Problem, num_draws: int) -> Draws:

@@ -1,0 +1,87 @@
+"""Moments and multipliers of fresh draws, against closed forms of normal guides."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flowjax.distributions import MultivariateNormal
+from problems import EXACT, SIMULATOR_COVARIANCE, SIMULATOR_MATRIX, SIMULATOR_NOISE, SIMULATOR_TARGET
+
+from numpyro_epi._fresh import measure
+
+
+def noisy_guide(covariance):
+    """A normal guide of the linear simulator, with the solution's mean."""
+    return MultivariateNormal(jnp.asarray(np.linalg.solve(SIMULATOR_MATRIX, SIMULATOR_TARGET)), jnp.asarray(covariance))
+
+
+@pytest.fixture(scope="module")
+def measured():
+    exact = EXACT["linear_gaussian_simulator"]()
+    return exact, measure(exact.problem, noisy_guide(SIMULATOR_COVARIANCE), jax.random.key(0), 100, 1000)
+
+
+def test_moments_and_entropy_are_those_of_the_normal(measured):
+    exact, found = measured
+    verdict = found.verdict()
+    assert np.all(np.abs(verdict.mean - exact.problem.target) < 5 * verdict.standard_error)
+    assert abs(verdict.entropy - exact.entropy) < 5 * verdict.entropy_standard_error
+    # x is normal: means vary by the spread, squared deviations by twice its fourth power.
+    spread = np.array([0.5, 0.6])
+    np.testing.assert_allclose(np.square(verdict.scale), [*spread, *(2 * spread**2)], rtol=0.05)
+
+
+def test_shared_covariance_leaves_the_noise_out(measured):
+    _, found = measured
+    without_noise = np.array([0.5, 0.6]) - SIMULATOR_NOISE
+    np.testing.assert_allclose(np.diagonal(found.shared_covariance)[:2], without_noise, rtol=0.03)
+
+
+def test_multipliers_under_noise_are_the_exact_ones(measured):
+    exact, found = measured
+    eta, distance = found.multipliers(exact.problem.target)
+    # The error is that of the moments' means, seen through the inverse of what the parameters share.
+    error = np.linalg.pinv(found.shared_covariance) @ found.covariance @ np.linalg.pinv(found.shared_covariance)
+    assert np.all(np.abs(eta - exact.multipliers) < 5 * np.sqrt(np.diagonal(error) / found.num_draws))
+    assert distance < 0.01
+
+
+def test_one_newton_step_leads_from_a_guide_beside_the_solution(measured):
+    """A guide of another member of the family: its own multipliers are read, then moved towards the targets."""
+    exact, _ = measured
+    inverse = np.linalg.inv(SIMULATOR_MATRIX)
+    variance = 1 / (2 * 0.95 * exact.multipliers[2:])
+    guide = noisy_guide(inverse @ np.diag(variance) @ inverse.T)
+    found = measure(exact.problem, guide, jax.random.key(1), 400, 1000)
+    eta, distance = found.multipliers(exact.problem.target)
+    np.testing.assert_allclose(eta[2:], exact.multipliers[2:], rtol=0.03)
+    assert distance < 0.01
+
+
+def test_a_normal_guide_is_in_the_family_of_second_moments():
+    """However far it is from the targets, nothing is left that multipliers do not explain."""
+    exact = EXACT["gaussian_2"]()
+    found = measure(exact.problem, MultivariateNormal(jnp.zeros(2), jnp.eye(2)), jax.random.key(2), 20, 1000)
+    assert found.multipliers(exact.problem.target)[1] < 1e-3
+
+
+def test_distance_is_the_variance_that_no_multiplier_explains():
+    """A logit-normal guide of z in [0, 1] against the family of exp(-eta z): the rest of a regression by quadrature."""
+    exact = EXACT["truncated_exponential_0.3"]()
+    found = measure(exact.problem, MultivariateNormal(jnp.zeros(1), jnp.eye(1)), jax.random.key(2), 100, 1000)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    weights = weights / weights.sum()
+    z = 1 / (1 + np.exp(-nodes))
+    relative = -0.5 * nodes**2 - np.log(z * (1 - z))
+    relative, centred = relative - weights @ relative, z - weights @ z
+    rest = weights @ relative**2 - (weights @ (relative * centred)) ** 2 / (weights @ centred**2)
+    np.testing.assert_allclose(found.multipliers(exact.problem.target)[1], rest, rtol=0.05)
+
+
+def test_a_guide_that_fails_everywhere_gives_no_numbers():
+    exact = EXACT["truncated_exponential_0.3"]()
+    guide = MultivariateNormal(jnp.full(1, jnp.nan), jnp.eye(1))
+    verdict = measure(exact.problem, guide, jax.random.key(3), 2, 100).verdict()
+    assert verdict.finite_share == 0.0
+    assert np.all(np.isnan(verdict.mean))
+    assert np.isnan(verdict.entropy)
