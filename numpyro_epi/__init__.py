@@ -8,12 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from . import flows, multipliers, objectives, starts, statistics
+from ._certificate import certify
 from ._fit import fit
 from ._guide import AutoFlow
+from ._outcome import STATUS, Certificate
 from ._problem import Problem, get_problem, list_problems
 from ._property import Constraint, EmergentProperty, Target
 from ._registry import PluginError
-from ._result import STATUS, Result
+from ._result import Result
 from .statistics import Statistic, get_statistic, list_statistics, statistic
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = [
     "STATUS",
     "AutoFlow",
+    "Certificate",
     "Constraint",
     "EmergentProperty",
     "PluginError",
@@ -31,6 +34,7 @@ __all__ = [
     "Result",
     "Statistic",
     "Target",
+    "certify",
     "fit",
     "flows",
     "get_problem",

@@ -359,7 +359,7 @@ def _root_attributes(result: Exportable) -> dict[str, Any]:
         "status_message": result.status_message,
         "satisfied": bool(result.satisfied),
         "entropy": float(result.entropy),
-        "gap": math.nan if result.certificate is None else float(result.certificate.gap),
+        **_certificate_attributes(result.certificate),
         "seconds": float(result.seconds),
         "problem": result.problem.name,
         "base": result.problem.base,
@@ -370,6 +370,19 @@ def _root_attributes(result: Exportable) -> dict[str, Any]:
         "plugins": {name: number for name, number in plugins.items() if name != "numpyro-epi"},
         "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "inference_library": "numpyro_epi",
+    }
+
+
+def _certificate_attributes(certificate: Any) -> dict[str, Any]:
+    if certificate is None:
+        return {"gap": math.nan}
+    return {
+        "gap": float(certificate.gap),
+        "gap_standard_error": float(certificate.standard_error),
+        "upper_bound": float(certificate.upper_bound),
+        "certificate": certificate.verdict,
+        "certificate_ess": float(certificate.ess),
+        "certificate_khat": float(certificate.khat),
     }
 
 

@@ -17,10 +17,12 @@ from scipy.cluster.vq import kmeans2
 from tqdm.auto import tqdm
 
 from . import _optimizer, flows, starts
+from ._certificate import assess, cost
 from ._fresh import measure
 from ._loop import EpochRecord, Loop, LoopState, combine, partition, share_programs
+from ._outcome import STATUS, Verdict
 from ._problem import Problem
-from ._result import STATUS, Result, Verdict
+from ._result import Result
 from ._types import Draws, Key, Metric, Moments
 from .multipliers import AbstractMultiplierRule, Natural
 from .objectives import AbstractObjective, Anchored, Pathwise, mean_log_density
@@ -47,6 +49,9 @@ MAX_COMPONENTS, MIN_DRAWS_PER_COMPONENT = 16, 100
 LIKELIHOOD_STEPS, LIKELIHOOD_DRAWS = 1000, 500
 """Steps that fit a flow to a start's draws, and draws in each."""
 
+MAX_CERTIFICATE_SHARE = 0.2
+"""Most model runs of a certificate that nobody asked for, as a share of the loop's own."""
+
 CLOSE_SLACK = 0.004
 """Variance of ``log q - log base + eta . T``, nats^2, at which a guide within tolerance is as good as it needs be: for a
 nearly exact guide KL is half of it."""
@@ -64,6 +69,7 @@ def fit(
     num_draws: int = 500,
     max_steps: int = 3000,
     tolerance: float = 0.05,
+    certify: bool | None = None,
     progress: bool | None = None,
 ) -> Result:
     """Find the maximum-entropy distribution of a problem's parameters that has its emergent property.
@@ -79,6 +85,8 @@ def fit(
         num_draws: Draws a step, each of them simulated once.
         max_steps: Most optimiser steps; a run whose guide is nearly exact stops earlier.
         tolerance: How near every mean must be to its target, in standard deviations of its statistic.
+        certify: Estimate at the end how far the answer can be from the optimum; by default where that takes at most a fifth
+            of the simulations that the run has taken.
         progress: Show a progress bar; by default only on a terminal.
 
     Returns:
@@ -127,12 +135,17 @@ def fit(
         found = measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws)
         read, distance = found.multipliers(problem.target)
         eta = read if distance < MAX_DISTANCE else eta
+    eta = np.asarray(eta, float)
+    certificate = None
+    if _certifies(certify, problem, begin, simulations=int(state.step) * num_draws) and np.all(np.isfinite(eta)):
+        solution = begin.draws if begin.eta is not None else None
+        certificate = assess(jax.random.fold_in(keys[2], 3), problem, fitted, eta, solution=solution)
     return Result(
         problem=problem,
         flow=fitted,
         status=status,
         verdict=verdict,
-        eta=np.asarray(eta, float),
+        eta=eta,
         records=_history(records, problem),
         settings={
             "num_draws": num_draws,
@@ -146,7 +159,14 @@ def fit(
         },
         seconds=time.perf_counter() - began,
         seed=",".join(str(int(word)) for word in np.asarray(jax.random.key_data(key)).ravel()),
+        certificate=certificate,
     )
+
+
+def _certifies(asked: bool | None, problem: Problem, begin: starts.Start, *, simulations: int) -> bool:
+    if asked is not None:
+        return asked
+    return cost(problem, 2 if begin.eta is None else 3) <= MAX_CERTIFICATE_SHARE * simulations
 
 
 def num_components(begin: starts.Start) -> int:

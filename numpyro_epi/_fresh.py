@@ -11,8 +11,8 @@ from flowjax.distributions import AbstractDistribution
 from jaxtyping import Float
 
 from ._loop import masked_moments
+from ._outcome import Verdict
 from ._problem import Problem
-from ._result import Verdict
 from ._types import Key
 
 

@@ -89,7 +89,9 @@ def plot_fit(exported: Any) -> "matplotlib.figure.Figure":
     violation = history["violation"].transpose("epoch", "constraint").values
     figure = _figure(9.0, 8.0)
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    _entropy_lines(top, history, _optional(tree, "sample_stats_prior"))
+    _entropy_lines(
+        top, history, _optional(tree, "sample_stats_prior"), float(tree.attrs.get("entropy", np.nan)), _gap(tree)
+    )
     middle.axhspan(-tolerance, tolerance, color=_PRIOR, alpha=0.2, linewidth=0, label=f"tolerance, {tolerance:g} sd")
     styles = _styles(list(history["constraint"].values), violation)
     _constraint_lines(middle, history["step"].values, violation, styles)
@@ -292,12 +294,20 @@ def _label_grid(axes: np.ndarray, limits: dict[str, tuple[float, float]]) -> Non
         axis.set_title(_wrapped(name), fontsize=_SMALL)
 
 
-def _entropy_lines(axis: "matplotlib.axes.Axes", history: xr.Dataset, prior: xr.Dataset) -> None:
+def _gap(tree: xr.DataTree) -> float:
+    return float(tree.attrs.get("gap", np.nan))
+
+
+def _entropy_lines(
+    axis: "matplotlib.axes.Axes", history: xr.Dataset, prior: xr.Dataset, final: float, gap: float
+) -> None:
     axis.plot(history["step"].values, history["entropy"].values, color=_COLOURS[0], label="entropy of the guide")
     if "log_prior" in prior:
         # H(p) = -E_p[log p], over the prior's own draws.
         entropy = -float(prior["log_prior"].mean())
         axis.axhline(entropy, color=_PRIOR, linestyle="--", label=f"entropy of the prior, {entropy:.3g}")
+    if math.isfinite(final + gap):
+        axis.axhline(final + gap, color=_TARGET, linestyle=":", label=f"final entropy + gap, {final + gap:.4g}")
     axis.set_ylabel("entropy (nats)")
 
 
@@ -410,6 +420,8 @@ def _title(figure: "matplotlib.figure.Figure", tree: xr.DataTree, *notes: str) -
     head = f"{attrs.get('problem', 'model')}: {attrs.get('status', 'unknown status')}"
     if "entropy" in attrs:
         head += f", entropy {attrs['entropy']:.4g} nats"
+    if math.isfinite(_gap(tree)):
+        head += f", {_gap(tree):.2g} nats from the optimum"
     width = int(12 * figure.get_figwidth())
     lines = [line for text in (head, *notes) for line in textwrap.wrap(text, width)]
     figure.suptitle("\n".join(lines), fontsize=10)

@@ -1,9 +1,8 @@
 """What a fit found: plain data, printable as a table, exportable, and a distribution to draw from."""
 
-import enum
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
@@ -13,67 +12,12 @@ from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float
 
 from ._guide import AutoFlow, parameters_only
+from ._outcome import STATUS, Certificate, Verdict
 from ._problem import Problem
 from ._types import Key, Sites
 
 if TYPE_CHECKING:
     import xarray as xr
-
-
-class STATUS(enum.Enum):
-    """How a run ended; the value is advice."""
-
-    satisfied = "The emergent property holds: every constraint's interval lies within the tolerance."
-    unsatisfied = (
-        "Some constraint is not within the tolerance yet. Give more steps (max_steps), more draws a step (num_draws), or a "
-        "larger flow; problem.check(key) looks for a cause."
-    )
-    infeasible = (
-        "The multipliers grow without end while the violation stays: no distribution over these parameters seems to have "
-        "this property. Widen a spread, move a target, or widen the prior."
-    )
-    nonfinite_draws = (
-        "Some simulations are not finite, and the statistics' means leave them out: the answer is conditioned on finite "
-        "simulations. Narrow the prior, or make the simulator finite there."
-    )
-    nonfinite = (
-        "Every simulation, or the loss itself, became non-finite. problem.check(key) shows where the model fails; else "
-        "lower the learning rate."
-    )
-
-
-class Verdict(NamedTuple):
-    """Moments measured on fresh draws of the finished guide.
-
-    Attributes:
-        mean: ``E[T]``, shape [M], in the moments' units.
-        scale: Standard deviation of ``T`` under the guide, shape [M].
-        standard_error: Of ``mean``, shape [M].
-        entropy: Differential entropy of the parameters' distribution, nats.
-        entropy_standard_error: Of ``entropy``, nats.
-        base_entropy: ``-KL(q || base)``, nats.
-        finite_share: Share of draws with finite moments.
-        num_draws: Fresh draws used.
-    """
-
-    mean: Float[np.ndarray, " M"]
-    scale: Float[np.ndarray, " M"]
-    standard_error: Float[np.ndarray, " M"]
-    entropy: float
-    entropy_standard_error: float
-    base_entropy: float
-    finite_share: float
-    num_draws: int
-
-    def violation(self, target: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
-        """``(E[T] - target) / scale``; infinite where a moment off its target does not vary."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.where(self.mean == target, 0.0, (self.mean - target) / self.scale)
-
-    def satisfies(self, target: Float[np.ndarray, " M"], tolerance: float) -> Float[np.ndarray, " M"]:
-        """Which constraints pass the equivalence test: a 95 % interval within ``tolerance`` standard deviations."""
-        margin = 1.96 * self.standard_error
-        return np.abs(self.mean - target) + margin <= tolerance * self.scale
 
 
 class Result(eqx.Module):
@@ -89,7 +33,7 @@ class Result(eqx.Module):
         settings: What the run was asked for and what it did.
         seconds: Wall time, compile included.
         seed: The key the run was given, as text.
-        certificate: How far from the optimum the answer can be; not computed yet.
+        certificate: How far from the optimum the answer can be; ``None`` where it was not asked for.
     """
 
     problem: Problem
@@ -101,7 +45,7 @@ class Result(eqx.Module):
     settings: Mapping[str, Any] = eqx.field(static=True)
     seconds: float
     seed: str = eqx.field(static=True)
-    certificate: None = None
+    certificate: Certificate | None = None
 
     @property
     def satisfied(self) -> bool:
@@ -237,6 +181,75 @@ class Result(eqx.Module):
         key = jax.random.fold_in(_seed_key(self.seed), 7) if key is None else key
         return to_arviz(to_datatree(*result_groups(self, key=key, num_chains=num_chains, num_draws=num_draws)))
 
+    def tilted_model(self, *, num_simulations: int = 32) -> Callable[[], None]:
+        """The maximum-entropy distribution at the result's multipliers, as a plain NumPyro model.
+
+        Its posterior is ``p(z)`` proportional to ``base(z) exp(-eta · (T(z) - target))`` over the parameters, exactly: the
+        guide has no part in it. The parameters' sites have the model's own priors, masked where the base is Lebesgue; the
+        tilt is the factor ``epi``; no other site is visible.
+
+        Where the simulator has noise of its own, ``T(z)`` is the average of ``num_simulations`` simulations whose noise
+        is the same for every ``z`` (common random numbers, fixed by the run's own key), so the density is deterministic
+        and differentiable. It then is not quite the exact one: the average has a standard error of one simulation's
+        spread over ``sqrt(num_simulations)``, and moments under ``p`` are off by about as much, however long the chains.
+
+        Args:
+            num_simulations: Simulations in the average, and thus the cost of one density; one is run without noise.
+
+        Returns:
+            A model without arguments; the problem's own are bound.
+
+        Raises:
+            ValueError: If ``num_simulations`` is not positive, or a multiplier is not finite.
+        """
+        from ._tilted import tilted_model
+
+        return tilted_model(self, num_simulations=num_simulations)
+
+    def sample_tilted(
+        self,
+        key: Key,
+        *,
+        num_warmup: int = 500,
+        num_samples: int = 1000,
+        num_chains: int = 4,
+        num_simulations: int = 32,
+    ) -> Any:
+        """Draw from `tilted_model` by NUTS in the flow's coordinates, with chains that ArviZ can judge.
+
+        The flow only sets how well the chains move: a poor guide costs effective draws, not correctness. Each chain
+        starts from its own draw of the guide and may never cross to a separate mode. A large R-hat then says that chains
+        sit in different modes, whose shares are those of the starts and not of the density. R-hat near 1 cannot show
+        a mode in which no chain started, such as one the guide has lost.
+
+        Args:
+            key: For the starts, the chains, and the simulations in ``posterior_predictive``.
+            num_warmup: Steps of each chain that adapt NUTS and are dropped.
+            num_samples: Draws of each chain.
+            num_chains: Run side by side, so memory and time of a step grow with it; R-hat needs at least two.
+            num_simulations: As for `tilted_model`; each leapfrog step costs this many simulations and their gradient.
+
+        Returns:
+            As `to_arviz`: ``InferenceData`` with ArviZ 0.x, an xarray ``DataTree`` with 1.x. Groups: ``posterior``, the
+            parameters; ``posterior_predictive``, each draw's statistics in one simulation with fresh noise; and
+            ``sample_stats`` with ``diverging``, ``acceptance_rate``, ``n_steps``, ``energy`` and ``lp``, the log density
+            of the constrained parameters up to its normaliser, nats.
+
+        Raises:
+            ValueError: If a count is too small, a multiplier is not finite, the flow is no flowjax ``Transformed``, or
+                too few draws of the guide have a finite density.
+        """
+        from ._tilted import sample_tilted
+
+        return sample_tilted(
+            self,
+            key,
+            num_warmup=num_warmup,
+            num_samples=num_samples,
+            num_chains=num_chains,
+            num_simulations=num_simulations,
+        )
+
     def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
         """Write the exported data and the flow to one NetCDF (``.nc``) or Zarr (``.zarr``) file, all or nothing.
 
@@ -260,6 +273,12 @@ class Result(eqx.Module):
         ]
         if self.problem.base == "prior" and self.problem.simulator.has_proper_prior:
             lines.append(f"KL(q || prior)  {-v.base_entropy:.4f} nats")
+        if self.certificate is not None:
+            c = self.certificate
+            lines.append(
+                f"gap       {c.gap:.4f} +- {c.standard_error:.4f} nats to the optimum, by {c.ess:.0f} effective draws"
+            )
+            lines.append(f"          {c.verdict}")
         if v.finite_share < 1:
             lines.append(f"finite    {100 * v.finite_share:.2f} % of simulations")
         lines.append(f"start     {settings['start_message']}")

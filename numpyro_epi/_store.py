@@ -16,10 +16,11 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from . import flows
 from ._arviz import read_arviz, result_groups, to_datatree, write
 from ._fit import build_flow
+from ._outcome import STATUS, Certificate, Verdict
 from ._problem import Problem
-from ._result import STATUS, Result, Verdict, _seed_key
+from ._result import Result, _seed_key
 
-FLOW_GROUP, VERDICT_GROUP = "guide", "verdict"
+FLOW_GROUP, VERDICT_GROUP, CERTIFICATE_GROUP = "guide", "verdict", "certificate"
 """Groups of the file beside those that ArviZ knows."""
 
 
@@ -29,6 +30,8 @@ def save(result: Result, path: str | os.PathLike[str], *, overwrite: bool = Fals
     groups, attrs = result_groups(result, key=key)
     groups[FLOW_GROUP] = _flow_dataset(result.flow)
     groups[VERDICT_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.verdict._asdict().items()})
+    if result.certificate is not None:
+        groups[CERTIFICATE_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.certificate._asdict().items()})
     write(to_datatree(groups, attrs), path, overwrite)
 
 
@@ -55,19 +58,24 @@ def load(path: str | os.PathLike[str], problem: Problem, *, flow: flows.FlowBuil
     _compare(problem, constraints, Path(path))
     settings = json.loads(tree.attrs["settings"])
     built = build_flow(jax.random.key(0), flow, problem.dim, int(settings["num_components"]))
-    verdict = {str(f): _uncell(v) for f, v in tree[VERDICT_GROUP].to_dataset().data_vars.items()}
+    certificate = Certificate(**_fields(tree, CERTIFICATE_GROUP)) if CERTIFICATE_GROUP in tree.children else None
     history = tree["optimization"].to_dataset()
     return Result(
         problem=problem,
         flow=_with_arrays(built, tree[FLOW_GROUP].to_dataset(), Path(path)),
         status=STATUS[tree.attrs["status"]],
-        verdict=Verdict(**verdict),
+        verdict=Verdict(**_fields(tree, VERDICT_GROUP)),
         eta=np.asarray(constraints["multiplier"]),
         records={str(n): np.asarray(v) for n, v in history.data_vars.items()},
         settings=settings,
         seconds=float(tree.attrs["seconds"]),
         seed=str(tree.attrs["seed"]),
+        certificate=certificate,
     )
+
+
+def _fields(tree: xr.DataTree, group: str) -> dict[str, Any]:
+    return {str(name): _uncell(variable) for name, variable in tree[group].to_dataset().data_vars.items()}
 
 
 def _flow_dataset(flow: AbstractDistribution) -> xr.Dataset:

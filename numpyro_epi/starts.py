@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._dual import ChainSettings, solve
+from ._chains import ChainSettings, begins_at_base, solve
 from ._problem import Problem
 from ._types import Draws, Key, Moments, Numbers
 
@@ -151,34 +151,37 @@ class Chains(AbstractStart):
     tolerance: float = 0.1
 
     def __call__(self, key, problem):
-        if not suits_chains(problem):
+        if not differentiable(problem):
             raise ValueError(
-                "Expected a noiseless problem with differentiable statistics and a proper prior as its base, for chains; "
-                f"{problem.name!r} has noise sites {list(problem.simulator.noise)} and base {problem.base!r}. Use "
-                "starts.Prior or starts.Pilot."
+                f"Expected differentiable statistics, for chains; some of {problem.name!r} are not. Use starts.Prior or "
+                "starts.Pilot."
             )
         chain_key, prior_key = jax.random.split(key)
         solution = solve(problem, chain_key, self.settings)
         if not solution.settled(problem.target, self.tolerance):
             start = Prior()(prior_key, problem)
             return start._replace(message=f"The chains did not reach the targets. {start.message}")
+        draws = solution.draws.reshape(-1, problem.dim)
         message = (
-            f"Started from {len(solution.draws)} draws of {self.settings.num_chains} chains that solved the dual with "
+            f"Started from {len(draws)} draws of {self.settings.num_chains} chains that solved the dual with "
             f"{solution.num_simulations:.1e} simulations."
         )
-        return Start(solution.draws, True, solution.eta, message)
+        return Start(draws, True, jnp.asarray(solution.eta, draws.dtype), message)
 
 
 def default(problem: Problem) -> AbstractStart:
-    """Chains where they can be used; the prior otherwise."""
-    return Chains() if suits_chains(problem) else Prior()
+    """Chains for a noiseless simulator with gradients and a proper prior; the prior otherwise.
+
+    Noise makes every step of a chain cost several simulations, while the loop needs one a draw; under an improper prior
+    chains cost more than they gained on the exact problems (``benchmarks/quality.py``).
+    """
+    suits = differentiable(problem) and not problem.simulator.noise and begins_at_base(problem)
+    return Chains() if suits else Prior()
 
 
-def suits_chains(problem: Problem) -> bool:
-    """Whether the dual can be solved by chains: no noise of its own, gradients everywhere, a proper prior as base."""
-    differentiable = all(target.statistic.differentiable for target in problem.property.targets)
-    noiseless = not problem.simulator.noise
-    return differentiable and noiseless and problem.base == "prior" and problem.simulator.has_proper_prior
+def differentiable(problem: Problem) -> bool:
+    """Whether every statistic of the problem has a useful gradient."""
+    return all(target.statistic.differentiable for target in problem.property.targets)
 
 
 def _prior_draws(key: Key, problem: Problem, num_draws: int) -> Draws:

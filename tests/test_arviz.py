@@ -21,6 +21,7 @@ from numpyro.distributions import constraints
 
 from numpyro_epi import _arviz
 from numpyro_epi._arviz import as_datatree, read_arviz, result_groups, to_arviz, to_datatree, write
+from numpyro_epi._outcome import Certificate
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
 from numpyro_epi.statistics import statistic
@@ -306,9 +307,23 @@ def test_root_attributes_say_what_was_run(tree):
 @pytest.mark.usefixtures("eager")
 def test_gap_comes_from_the_certificate():
     result = fake_result(of_one_site(dist.Normal().expand([2])))
-    result.certificate = SimpleNamespace(gap=0.25)
+    result.certificate = Certificate(
+        upper_bound=-4.0,
+        gap=0.25,
+        standard_error=0.01,
+        eta=np.zeros(1),
+        ess=900.0,
+        khat=0.3,
+        unseen=0.0,
+        reach=400.0,
+        tilted=True,
+        num_simulations=40_000,
+        verdict="Optimal within 0.27 nats.",
+    )
     _, attrs = result_groups(result, key=jax.random.key(0), num_chains=1, num_draws=2)
     assert attrs["gap"] == 0.25
+    assert attrs["upper_bound"] == -4.0
+    assert attrs["certificate"] == "Optimal within 0.27 nats."
 
 
 @pytest.mark.parametrize(("num_chains", "num_draws"), [(0, 5), (5, 0)])

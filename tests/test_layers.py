@@ -17,9 +17,9 @@ LAYERS = (
     ("_types", "_registry"),
     ("statistics", "multipliers", "flows", "_simulator"),
     ("_property", "_problem", "_guide", "_check"),
-    ("objectives", "_result"),
-    ("_loop", "_fresh", "_dual", "starts", "_optimizer", "_fit"),
-    ("_arviz", "_store"),
+    ("objectives", "_outcome", "_result"),
+    ("_loop", "_fresh", "_chains", "_certificate", "starts", "_optimizer", "_fit"),
+    ("_arviz", "_store", "_tilted"),
     ("_plots",),
     ("_cli",),
 )
@@ -27,7 +27,7 @@ LAYERS = (
 
 ORDER = {name: position for position, name in enumerate(name for layer in LAYERS for name in layer)}
 
-UPWARD = {("_problem", "_check"), ("_result", "_arviz"), ("_result", "_store")}
+UPWARD = {("_problem", "_check"), ("_result", "_arviz"), ("_result", "_store"), ("_result", "_tilted")}
 """Methods that hand their object to a module above, which they import when called."""
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

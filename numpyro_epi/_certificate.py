@@ -1,0 +1,342 @@
+"""How far an answer can be from the maximum-entropy solution, in nats.
+
+For every ``q`` that has the property and every ``eta``, ``H_b(q) <= D(eta)``, the dual: the logarithm of the integral of
+``base exp(-eta . (T - target))``. So an estimate of that integral bounds what any answer can reach, and
+
+    D(eta) - (H_b(q) - eta . R(q)) = KL(q || p_eta)
+
+is the answer's own distance. The integral is estimated from draws of several proposals at once, since the guide's own draws
+cannot see a mode that it lost: the guide, the base (or a wide normal, where the base is no distribution), other guides, and
+draws of ``p_eta`` by chains, whose unknown normaliser enters the balance (multistate bridge sampling: Meng & Wong 1996;
+Shirts & Chodera 2008, equation 11). The same draws, weighted, are tilted until they have the property exactly.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from flowjax.distributions import AbstractDistribution
+from jaxtyping import Array, Float
+
+from ._chains import begins_at_base
+from ._outcome import Certificate
+from ._problem import Problem
+from ._result import Result
+from ._types import Draws, Key
+
+NUM_DRAWS, NUM_NOISY_DRAWS, NUM_SIMULATIONS = 20_000, 4_000, 16
+"""Draws of every proposal; with simulator noise fewer of them, each simulated so many times."""
+
+WIDE = 3.0
+"""Width of the normal that stands in for an improper base, in the guide's standard deviations."""
+
+MAX_KHAT, MIN_ESS, MIN_REACH = 0.7, 100.0, 10.0
+"""Pareto shape above which weights say little (Vehtari et al. 2024), fewest effective draws of all proposals, and of those
+that look where the guide may not."""
+
+UNSEEN_RATIO, MAX_UNSEEN = 10.0, 0.1
+"""A place is unseen by the guide where its density is this factor below the solution's; share of the solution's mass in
+such places above which modes are probably missing."""
+
+
+class Tilt(NamedTuple):
+    """An exponential tilt of weighted draws.
+
+    Attributes:
+        eta: Change of the multipliers, shape [M].
+        log_weight: Normalised log weights after it, shape [N].
+        log_normalizer: ``log sum w exp(-eta . (T - target))`` of the normalised weights before it, nats.
+        reached: Whether the weighted means are the targets.
+    """
+
+    eta: Float[np.ndarray, " M"]
+    log_weight: Float[np.ndarray, " N"]
+    log_normalizer: float
+    reached: bool
+
+
+def tilt(
+    log_weight: Float[np.ndarray, " N"], moments: Float[np.ndarray, "N M"], target: Float[np.ndarray, " M"]
+) -> Tilt:
+    """Minimise the weighted dual: the one exponential tilt of the draws whose weighted means are the targets.
+
+    Args:
+        log_weight: Log weights, any constant added.
+        moments: ``T`` of the draws.
+        target: Wanted means.
+
+    Returns:
+        The tilt; ``reached`` is false where the targets lie outside what the draws span.
+    """
+    # It takes longer to import than most of the package.
+    import scipy.optimize
+
+    log_weight = log_weight - scipy.special.logsumexp(log_weight)
+    weight = np.exp(log_weight)
+    mean = weight @ moments
+    scale = np.sqrt(np.maximum(weight @ np.square(moments - mean), np.finfo(float).tiny))
+    columns = (moments - target) / scale
+
+    def dual(eta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
+        exponent = log_weight - columns @ eta
+        value = scipy.special.logsumexp(exponent)
+        tilted = np.exp(exponent - value)
+        mean = tilted @ columns
+        return value, -mean, (columns * tilted[:, None]).T @ columns - np.outer(mean, mean)
+
+    found = scipy.optimize.minimize(
+        lambda eta: dual(eta)[:2],
+        np.zeros(len(target)),
+        jac=True,
+        hess=lambda eta: dual(eta)[2],
+        method="trust-exact",
+        options={"gtol": 1e-6, "maxiter": 200},
+    )
+    value, gradient, _ = dual(found.x)
+    reached = bool(np.all(np.isfinite(found.x)) and np.max(np.abs(gradient)) < 1e-4)
+    return Tilt(found.x / scale, log_weight - columns @ found.x - value, value, reached)
+
+
+def certify(key: Key, result: Result, *, others: Sequence[Result] = (), num_draws: int | None = None) -> Certificate:
+    """Estimate how far a result is from the maximum-entropy solution; `fit` does so at its end.
+
+    The estimate is as good as the draws it is made from: those of the result's guide, of the base measure, and of the other
+    results' guides. In high dimension the base hardly ever has the property; then modes that no guide has stay unseen, and
+    the sentence says so.
+
+    Args:
+        key: Random key.
+        result: The answer to judge.
+        others: Further results for the same problem, which look for modes that this one lost.
+        num_draws: Draws of every guide and of the base; 20,000 by default, or 4,000 of 16 simulations each where the model
+            has noise of its own.
+
+    Raises:
+        ValueError: If the multipliers are not finite, ``num_draws`` is below 100, or another result is for other constraints.
+
+    References:
+        Owen & Zhou 2000, JASA 95 (defensive mixtures); Vehtari et al. 2024, JMLR 25 (k-hat).
+    """
+    if not np.all(np.isfinite(result.eta)):
+        raise ValueError(f"Expected finite multipliers; got {result.eta}. The run ended {result.status_name}.")
+    if num_draws is not None and num_draws < 100:
+        raise ValueError(f"Expected num_draws >= 100; got {num_draws}.")
+    for other in others:
+        if other.problem.constraints != result.problem.constraints:
+            raise ValueError(
+                f"Expected results for one problem; got {result.problem.name!r} and {other.problem.name!r}."
+            )
+    flows = [other.flow for other in others]
+    return assess(key, result.problem, result.flow, result.eta, others=flows, num_draws=num_draws)
+
+
+def cost(problem: Problem, num_proposals: int, num_draws: int | None = None) -> int:
+    """Model runs of a certificate."""
+    if problem.simulator.noise:
+        return (num_draws or NUM_NOISY_DRAWS) * NUM_SIMULATIONS * num_proposals
+    return (num_draws or NUM_DRAWS) * num_proposals
+
+
+def assess(
+    key: Key,
+    problem: Problem,
+    flow: AbstractDistribution,
+    eta: Float[np.ndarray, " M"],
+    *,
+    solution: Draws | None = None,
+    others: Sequence[AbstractDistribution] = (),
+    num_draws: int | None = None,
+) -> Certificate:
+    """Estimate how far a guide is from the maximum-entropy solution.
+
+    Args:
+        key: Random key.
+        problem: The question.
+        flow: The guide's flow over the unconstrained parameters.
+        eta: Multipliers, shape [M].
+        solution: Draws of ``p_eta`` found by other means, such as chains, in unconstrained coordinates.
+        others: Flows of other guides, which look for modes that this one lost.
+        num_draws: Draws of every proposal.
+    """
+    noisy = bool(problem.simulator.noise)
+    count = num_draws or (NUM_NOISY_DRAWS if noisy else NUM_DRAWS)
+    simulations = NUM_SIMULATIONS if noisy else 1
+    parts, wide = _propose(key, problem, flow, others, count)
+    if solution is not None:
+        every = max(1, len(solution) // count)
+        parts.append(solution[::every][:count])
+    found = _evaluate(problem, (flow, *others), wide, jnp.concatenate(parts), key, eta, simulations)
+    columns = _Columns(*(np.asarray(column, float) for column in found))
+    source = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return _weigh(problem, columns, source, np.asarray(eta, float), solution is not None, simulations)
+
+
+class _Columns(NamedTuple):
+    """Columns by draw: log densities of the guides [K, N] and of the defensive proposal, moments, log base, correction."""
+
+    log_guides: np.ndarray
+    log_defence: np.ndarray
+    moments: np.ndarray
+    log_base: np.ndarray
+    correction: np.ndarray
+
+
+def _weigh(
+    problem: Problem, found: _Columns, source: np.ndarray, eta: np.ndarray, has_solution: bool, simulations: int
+) -> Certificate:
+    target = problem.target
+    slack = found.log_base - (found.moments - target) @ eta - found.correction
+    # A failed simulation has no mass.
+    log_p = np.where(np.isfinite(slack), slack, -np.inf)
+    moments = np.where(np.isfinite(slack)[:, None], found.moments, target)
+    densities = np.vstack([found.log_guides, found.log_defence[None]])
+    counts = np.bincount(source, minlength=len(densities) + has_solution).astype(float)
+    log_mixture, log_z = _balance(densities, log_p, counts, has_solution)
+    log_weight = log_p - log_mixture
+    tilted = tilt(log_weight, moments, target)
+    if tilted.reached:
+        eta, log_w, log_z = eta + tilted.eta, tilted.log_weight, log_z + tilted.log_normalizer
+        log_p = log_p - (moments - target) @ tilted.eta
+    else:
+        log_w = log_weight - scipy.special.logsumexp(log_weight)
+    weight = np.exp(log_w)
+    ess = 1.0 / np.sum(weight**2)
+    own = (source == 0) & np.isfinite(log_p)
+    # The guide's own distance is linear in T: nothing to correct for.
+    distance = found.log_guides[0][own] - log_p[own] - found.correction[own]
+    gap = float(np.mean(distance) + log_z)
+    variance = np.var(distance) / own.sum() + max(1.0 / ess - 1.0 / len(weight), 0.0)
+    elsewhere = weight[source > 0]
+    certificate = Certificate(
+        upper_bound=float(log_z),
+        gap=gap,
+        standard_error=math.sqrt(variance),
+        eta=eta,
+        ess=float(ess),
+        khat=pareto_khat(weight),
+        unseen=float(weight[log_p - log_z - found.log_guides[0] > math.log(UNSEEN_RATIO)].sum()),
+        reach=float(elsewhere.sum() ** 2 / max(np.sum(elsewhere**2), np.finfo(float).tiny)),
+        tilted=tilted.reached,
+        num_simulations=len(weight) * simulations,
+        verdict="",
+    )
+    return certificate._replace(verdict=_sentence(certificate))
+
+
+def _sentence(found: Certificate) -> str:
+    """The outcome in plain words."""
+    if not np.isfinite(found.gap):
+        return "Cannot tell: the densities of the draws are not finite."
+    if found.unseen > MAX_UNSEEN and found.reach > 3:
+        return (
+            f"Modes are probably missing: {100 * found.unseen:.0f} % of the solution's mass lies where the guide has less "
+            f"than a tenth of its density; {found.gap:.2f} nats from the optimum."
+        )
+    if not found.tilted:
+        return "Cannot tell: no weighting of the draws has the property, so the optimum is out of their sight."
+    if found.khat > MAX_KHAT or found.ess < MIN_ESS:
+        return (
+            f"Cannot tell: the importance weights are too uneven (Pareto k-hat {found.khat:.2f}, {found.ess:.0f} effective "
+            "draws)."
+        )
+    margin = max(found.gap, 0.0) + 2 * found.standard_error
+    sentence = f"Optimal within {margin:.2g} nats."
+    if found.reach < MIN_REACH:
+        return (
+            f"{sentence} Cannot tell whether modes are missing: draws that do not come from the guide hardly ever have the "
+            f"property ({found.reach:.0f} effective ones)."
+        )
+    return sentence
+
+
+def _balance(
+    densities: np.ndarray, log_p: np.ndarray, counts: np.ndarray, has_solution: bool
+) -> tuple[np.ndarray, float]:
+    """Log density of the proposals' mixture at every draw, and ``log Z`` of ``p``."""
+    shares = counts / counts.sum()
+    known = densities.shape[0]
+    terms = densities + np.log(np.maximum(shares[:known], np.finfo(float).tiny))[:, None]
+    log_mixture = scipy.special.logsumexp(terms, axis=0)
+    log_z = scipy.special.logsumexp(log_p - log_mixture) - math.log(len(log_p))
+    if not has_solution:
+        return log_mixture, float(log_z)
+    for _ in range(200):
+        with_solution = np.logaddexp(log_mixture, log_p - log_z + math.log(shares[known]))
+        new = scipy.special.logsumexp(log_p - with_solution) - math.log(len(log_p))
+        if abs(new - log_z) < 1e-7:
+            break
+        log_z = new
+    return np.logaddexp(log_mixture, log_p - log_z + math.log(shares[known])), float(log_z)
+
+
+def pareto_khat(weight: Float[np.ndarray, " N"]) -> float:
+    """Shape of a generalised Pareto distribution of the largest weights (Vehtari et al. 2024, JMLR 25:72)."""
+    from scipy.stats import genpareto
+
+    weight = np.sort(weight[weight > 0])
+    size = int(min(0.2 * len(weight), 3 * math.sqrt(len(weight))))
+    if size < 5:
+        return math.inf
+    excess = weight[-size:] - weight[-size - 1]
+    if not excess[-1] > 0:
+        return -math.inf
+    # Weights that are cut off at a common largest value have no tail at all.
+    shape, _, _ = genpareto.fit(excess / excess.mean(), floc=0.0)
+    return float(shape)
+
+
+def _propose(
+    key: Key, problem: Problem, flow: AbstractDistribution, others: Sequence[AbstractDistribution], count: int
+) -> tuple[list[Draws], tuple[Array, Array] | None]:
+    """Draws of the guides and of a defensive proposal, and the latter's location and scale where it is a wide normal."""
+    keys = jax.random.split(key, len(others) + 2)
+    guides = [_sample(each, k, count) for each, k in zip((flow, *others), keys[1:], strict=True)]
+    if begins_at_base(problem):
+        return [*guides, _sample_base(problem, keys[0], count)], None
+    loc, scale = jnp.mean(guides[0], axis=0), WIDE * jnp.std(guides[0], axis=0)
+    return [*guides, loc + scale * jax.random.normal(keys[0], (count, problem.dim))], (loc, scale)
+
+
+@eqx.filter_jit
+def _sample(flow: AbstractDistribution, key: Key, count: int) -> Draws:
+    return flow.sample(key, (count,))
+
+
+@eqx.filter_jit
+def _sample_base(problem: Problem, key: Key, count: int) -> Draws:
+    return jax.vmap(problem.simulator.sample_prior)(jax.random.split(key, count))
+
+
+@eqx.filter_jit
+def _evaluate(
+    problem: Problem,
+    flows: tuple[AbstractDistribution, ...],
+    wide: tuple[Array, Array] | None,
+    u: Draws,
+    key: Key,
+    eta: np.ndarray,
+    simulations: int,
+) -> tuple[Array, ...]:
+    log_guides = jnp.stack([flow.log_prob(u) for flow in flows])
+    multipliers = jnp.asarray(eta, u.dtype)
+
+    def one(key: Key, u: Float[Array, " D"]) -> tuple[Array, Array, Array]:
+        found = jax.vmap(problem.evaluate, (0, None))(jax.random.split(key, simulations), u)
+        mean = jnp.mean(found.moments, axis=0)
+        # E exp(-eta . mean) = exp(-eta . T + variance / 2 n): see `_dual`.
+        correction = (
+            0.5 * jnp.var(found.moments @ multipliers, ddof=1) / simulations if simulations > 1 else jnp.zeros(())
+        )
+        return mean, found.log_base[0], correction
+
+    # In pieces, so that memory does not grow with the number of draws.
+    moments, log_base, correction = jax.lax.map(
+        lambda pair: one(*pair), (jax.random.split(key, u.shape[0]), u), batch_size=1000
+    )
+    log_defence = log_base if wide is None else jax.scipy.stats.norm.logpdf(u, *wide).sum(axis=1)
+    return log_guides, log_defence, moments, log_base, correction

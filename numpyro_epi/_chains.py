@@ -1,0 +1,486 @@
+"""Weighted chains on ``p_eta``: multipliers and draws of the solution, without a flow.
+
+The solution is ``p_eta(u)``, proportional to ``base(u) exp(-eta . T(u))``. Many Hamiltonian Monte Carlo chains follow it
+while ``eta`` moves by the natural rule towards targets that are annealed from the chains' first moments. Every move of
+``eta`` changes the weights of the chains' positions (annealed importance sampling, Neal 2001; sequential Monte Carlo
+samplers, Del Moral et al. 2006), so a chain that is stranded far from the mass dies, and separate modes keep their shares.
+A first population finds the path; a second one, which had no part in choosing it, walks it again, so that its weights
+estimate the normaliser without bias. Then rounds at fixed ``eta`` give Newton steps of the dual, whose ends are averaged.
+
+Chains begin at a *reference*: the base itself where it is a proper prior, a wide normal of the unconstrained parameters
+elsewhere, which fades out while the targets are annealed. With simulator noise ``T`` is a mean over several simulations,
+whose noise is part of the chain's state (a pseudo-marginal chain, Andrieu & Roberts 2009), and half the variance of
+``eta . T`` over their number is taken off the exponent, since ``E exp(-eta . mean) = exp(-eta . T + variance / 2 number)``
+where the mean is normal (the penalty method, Ceperley & Dewing 1999).
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jaxtyping import Array, Float
+
+from ._loop import masked_moments
+from ._problem import Problem
+from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar
+from .multipliers import shrunk_inverse
+
+REFERENCE_SCALE = 3.0
+"""Standard deviation of the reference where the base is no proper prior: wide, so that the property narrows it."""
+
+FAR = 0.03
+"""Length of a Newton step beyond its noise, in standard deviations, up to which its end may enter the average."""
+
+
+class Solved(NamedTuple):
+    """What the chains found.
+
+    Attributes:
+        eta: Lagrange multipliers, shape [M], each in the inverse of its moment's unit.
+        error: Covariance of ``eta``'s Monte Carlo error, from the spread of the chains' own means, shape [M, M].
+        draws: Equally weighted draws of ``p_eta`` in unconstrained coordinates, shape [chains, draws, D].
+        moments: ``T`` of those draws, measured with fresh noise, shape [chains, draws, M].
+        log_normalizer: ``D(eta) = log of the integral of base exp(-eta . (T - target))``, nats: the dual's value.
+        acceptance: Mean Metropolis acceptance of the last round.
+        num_rounds: Rounds at fixed multipliers.
+        num_simulations: Model runs used, gradients included.
+    """
+
+    eta: Float[np.ndarray, " M"]
+    error: Float[np.ndarray, "M M"]
+    draws: Float[Array, "chains draws D"]
+    moments: Float[Array, "chains draws M"]
+    log_normalizer: float
+    acceptance: float
+    num_rounds: int
+    num_simulations: int
+
+    def settled(self, target: Float[np.ndarray, " M"], tolerance: float) -> bool:
+        """Whether every mean of the draws' moments is within ``tolerance`` standard deviations of its target."""
+        moments = np.asarray(self.moments, float).reshape(-1, len(target))
+        spread = np.maximum(moments.std(axis=0), np.finfo(np.float32).tiny)
+        finite = np.all(np.isfinite(moments)) and np.all(np.isfinite(self.eta))
+        return bool(finite and np.all(np.abs(moments.mean(axis=0) - target) <= tolerance * spread))
+
+
+class ChainSettings(eqx.Module):
+    """How the chains move.
+
+    Attributes:
+        num_chains: Chains of each of the two populations, all of them stepped together.
+        num_leapfrog: Leapfrog steps of one transition.
+        num_transitions: Transitions between two updates of the multipliers.
+        num_updates: Updates in all; the targets are annealed during the first half.
+        rate: Share of the natural step taken by an update while annealing, and a third of it after.
+        num_draws: Draws of every chain kept from a round at fixed multipliers, ``num_transitions`` apart.
+        precision: Rounds go on until the multipliers' standard errors are this share of the largest one, all of them
+            measured in the inverse of their statistics' standard deviations.
+        max_rounds: Most rounds.
+        target_acceptance: What the step size is adapted to.
+        num_simulations: Simulations that one evaluation averages where the model has noise of its own.
+    """
+
+    num_chains: int = 512
+    num_leapfrog: int = 8
+    num_transitions: int = 8
+    num_updates: int = 160
+    rate: float = 0.3
+    num_draws: int = 20
+    precision: float = 0.01
+    max_rounds: int = 20
+    target_acceptance: float = 0.8
+    num_simulations: int = 16
+
+    def __check_init__(self):
+        names = ("num_leapfrog", "num_transitions", "num_updates", "max_rounds", "num_draws", "num_simulations")
+        for name, least in (("num_chains", 4), *((name, 2) for name in names)):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise ValueError(f"Expected {name} to be an integer >= {least}; got {count!r}.")
+        if not self.precision > 0:
+            raise ValueError(f"Expected precision > 0; got {self.precision}.")
+
+
+def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
+    """Follow the path from the reference to the solution, then measure there until the multipliers are precise."""
+    walk_key, round_key = jax.random.split(key)
+    chains = _walk(problem, settings, walk_key)
+    kept: list[_Newton] = []
+    scale = np.ones(len(problem.target))
+    for number in range(settings.max_rounds):
+        chains, record, newton = _round(problem, settings, chains, jax.random.fold_in(round_key, number))
+        newton = jax.tree.map(lambda x: np.asarray(x, float), newton)
+        # The dual's Newton model of a far step is poor: start the average again.
+        far = newton.length > FAR + 2 * newton.noise
+        kept = [newton] if far else [*kept, newton]
+        ends, error = _averaged(kept)
+        scale = np.asarray(newton.scale)
+        size = np.max(np.abs(ends.mean(axis=0) * scale))
+        precise = np.max(np.sqrt(np.diagonal(error)) * scale) <= settings.precision * size
+        if not np.all(np.isfinite(ends)) or (precise and not far):
+            break
+    transitions = 2 * settings.num_updates * settings.num_transitions
+    transitions += 2 * (number + 1) * settings.num_draws * settings.num_transitions
+    per_evaluation = settings.num_simulations if problem.simulator.noise else 1
+    eta = ends.mean(axis=0)
+    return Solved(
+        eta=eta,
+        error=error,
+        draws=jnp.swapaxes(record.draws, 0, 1),
+        moments=jnp.swapaxes(record.moments, 0, 1),
+        log_normalizer=_log_normalizer(problem, chains, record, eta),
+        acceptance=float(jnp.mean(record.acceptance)),
+        num_rounds=number + 1,
+        num_simulations=settings.num_chains * transitions * (settings.num_leapfrog + 1) * per_evaluation,
+    )
+
+
+class _Chains(NamedTuple):
+    """The moving part.
+
+    Attributes:
+        position: Shape [N, D].
+        log_weight: Not normalised, shape [N].
+        noise: Each chain's key of the simulator's noise.
+        step_size: Of the leapfrog, in the positions' standard deviations.
+        eta: Multipliers.
+        reference: Power of the reference in ``base^(1 - power) reference^power exp(-eta . T)``.
+        covariance: Running covariance of the moments.
+        log_normalizer: Of that density, nats.
+    """
+
+    position: Draws
+    log_weight: PerDraw
+    noise: Key
+    step_size: Scalar
+    eta: Moments
+    reference: Scalar
+    covariance: Metric
+    log_normalizer: Scalar
+
+
+class _Measured(NamedTuple):
+    """What the density at one position is made of; moments of each simulation, which are one without noise."""
+
+    simulations: Float[Array, "S M"]
+    log_base: Scalar
+    log_reference: Scalar
+
+    @property
+    def moments(self) -> Moments:
+        return jnp.mean(self.simulations, axis=-2)
+
+
+class _Record(NamedTuple):
+    """A round at fixed multipliers: kept draws and their moments, mean moments of every piece between them."""
+
+    draws: Float[Array, "K N D"]
+    moments: Float[Array, "K N M"]
+    piece_means: Float[Array, "K N M"]
+    acceptance: Float[Array, " K"]
+
+
+class _Newton(NamedTuple):
+    """A Newton step of the dual, measured on one round.
+
+    Attributes:
+        ends: Where it leads by each chain's own mean moments; their mean is the estimate, shape [N, M].
+        length: Of the step, in standard deviations of the moments.
+        noise: Root mean square of what chance adds to that length.
+        scale: Standard deviations of the moments, shape [M].
+    """
+
+    ends: Float[Array, "N M"]
+    length: Scalar
+    noise: Scalar
+    scale: Moments
+
+
+def _averaged(rounds: list[_Newton]) -> tuple[Float[np.ndarray, "N M"], Float[np.ndarray, "M M"]]:
+    """Ends of the rounds' steps by chain, and the covariance of their mean: chains are independent, rounds are not."""
+    ends = np.mean([found.ends for found in rounds], axis=0)
+    return ends, np.atleast_2d(np.cov(ends.T)) / len(ends)
+
+
+def _log_normalizer(problem: Problem, chains: _Chains, record: _Record, eta: Float[np.ndarray, " M"]) -> float:
+    """From the chains' multipliers to the average of the rounds, a small step."""
+    violations = np.asarray(record.moments, float).reshape(-1, len(eta)) - problem.target
+    step = eta - np.asarray(chains.eta, float)
+    change = scipy.special.logsumexp(-violations @ step) - np.log(len(violations))
+    return float(chains.log_normalizer + change)
+
+
+@eqx.filter_jit
+def _walk(problem: Problem, settings: ChainSettings, key: Key) -> _Chains:
+    """Both populations at the end of the path, in one; the normaliser is the second one's."""
+    path = _Path(problem, settings)
+    numbers = jnp.arange(settings.num_updates)
+
+    def population(plan: tuple[Array, Array], key: Key):
+        planned, etas = plan
+        start_key, path_key, late_key = jax.random.split(key, 3)
+        chains, first = path.start(start_key)
+
+        def update(chains: _Chains, step: tuple[Array, Moments, Key]) -> tuple[_Chains, Moments]:
+            number, eta, key = step
+            chains = path.update(chains, number, key, first, planned=planned, eta=eta)
+            return chains, chains.eta
+
+        keys = jax.random.split(path_key, settings.num_updates)
+        chains, found = jax.lax.scan(update, chains, (numbers, etas, keys))
+        late = jnp.mean(found[-(settings.num_updates // 5) :], axis=0)
+        chains = path.reweigh(chains, path.measure(chains), late, jnp.zeros_like(chains.reference))
+        return (jnp.ones_like(planned), found), _resample(chains, late_key)
+
+    plan = (jnp.zeros((), bool), jnp.zeros((settings.num_updates, len(problem.constraints))))
+    _, both = jax.lax.scan(population, plan, jax.random.split(key))
+    last = jax.tree.map(lambda x: x[-1], both)
+    pooled = {n: getattr(both, n).reshape(-1, *getattr(both, n).shape[2:]) for n in ("position", "log_weight", "noise")}
+    return last._replace(**pooled)
+
+
+@eqx.filter_jit
+def _round(problem: Problem, settings: ChainSettings, chains: _Chains, key: Key) -> tuple[_Chains, _Record, _Newton]:
+    """Run at fixed multipliers, then step to where the dual's Newton model has its minimum."""
+    path = _Path(problem, settings)
+    move_key, resample_key = jax.random.split(key)
+    chains, record = path.sample(chains, move_key)
+    newton, step = path.newton(chains, record)
+    chains = path.reweigh(chains, path.measure(chains), chains.eta + step, chains.reference)
+    return _resample(chains, resample_key), record, newton
+
+
+class _Path(eqx.Module):
+    """The family ``base^(1 - power) reference^power exp(-eta . T)`` and the moves along it."""
+
+    problem: Problem
+    settings: ChainSettings
+
+    def start(self, key: Key) -> tuple[_Chains, Moments]:
+        position_key, noise_key, resample_key = jax.random.split(key, 3)
+        keys = jax.random.split(position_key, self.settings.num_chains)
+        position = jax.vmap(self._draw_reference)(keys)
+        noise = jax.random.split(noise_key, self.settings.num_chains)
+        moments = jax.vmap(self._measure)(position, noise).moments
+        finite = jnp.all(jnp.isfinite(moments), axis=1).astype(position.dtype)
+        first, covariance = masked_moments(jnp.where(finite[:, None] > 0, moments, 0.0), finite)
+        chains = _Chains(
+            position=position,
+            # A chain that starts where the model fails has no weight; the others stand in for it at the next resampling.
+            log_weight=jnp.where(finite > 0, 0.0, -jnp.inf),
+            noise=noise,
+            step_size=jnp.full((), 0.2, position.dtype),
+            eta=jnp.zeros_like(first),
+            reference=jnp.ones((), position.dtype),
+            covariance=covariance,
+            log_normalizer=jnp.log(jnp.mean(finite)),
+        )
+        return _resample(chains, resample_key), first
+
+    def update(
+        self, chains: _Chains, number: Array, key: Key, first: Moments, *, planned: Array, eta: Moments
+    ) -> _Chains:
+        """Move the chains, then the multipliers, planned or by the natural rule, then the weights."""
+        move_key, resample_key = jax.random.split(key)
+        half = self.settings.num_updates / 2
+        # Until the targets have arrived, p_eta may have no normaliser but for the reference, and a jump would find that out.
+        jumps = jnp.asarray(begins_at_base(self.problem)) | (number >= half)
+        chains, moments, _ = self.move(chains, move_key, jumps=jumps)
+        weight = jax.nn.softmax(chains.log_weight) / moments.shape[0]
+        mean = jnp.einsum("n,tnm->m", weight, moments)
+        centred = moments - mean
+        covariance = 0.5 * (chains.covariance + jnp.einsum("n,tni,tnj->ij", weight, centred, centred))
+        to_go = jnp.maximum(1.0 - (number + 1) / half, 0.0).astype(mean.dtype)
+        target = self._target(mean.dtype)
+        rate = jnp.where(number < half, self.settings.rate, self.settings.rate / 3).astype(mean.dtype)
+        # Second moments fall by decades on the way: squared, so that the last decades are not crossed in one step.
+        step = rate * shrunk_inverse(covariance, 0.01) @ (mean - target - to_go**2 * (first - target))
+        chains = chains._replace(covariance=covariance)
+        chains = self.reweigh(chains, self.measure(chains), jnp.where(planned, eta, chains.eta + step), to_go)
+        weight = jax.nn.softmax(chains.log_weight)
+        share = 1.0 / (jnp.sum(weight**2) * weight.size)
+        resampled = _resample(chains, resample_key)
+        return jax.tree.map(lambda a, b: jnp.where(share < 0.5, a, b), resampled, chains)
+
+    def reweigh(self, chains: _Chains, found: _Measured, eta: Moments, reference: Scalar) -> _Chains:
+        """Change the density under the chains' feet, and their weights with it."""
+        exponent = jax.vmap(self._exponent, (0, None, None))
+        change = exponent(found, eta, reference) - exponent(found, chains.eta, chains.reference)
+        change = jnp.where(jnp.isnan(change), -jnp.inf, change)
+        log_weight = chains.log_weight + change
+        gained = jax.nn.logsumexp(log_weight) - jax.nn.logsumexp(chains.log_weight)
+        return chains._replace(
+            log_weight=log_weight, eta=eta, reference=reference, log_normalizer=chains.log_normalizer + gained
+        )
+
+    def measure(self, chains: _Chains) -> _Measured:
+        """The parts of the density at the chains' positions."""
+        return jax.vmap(self._measure)(chains.position, chains.noise)
+
+    def sample(self, chains: _Chains, key: Key) -> tuple[_Chains, _Record]:
+        """Run at fixed multipliers."""
+
+        def piece(chains: _Chains, key: Key) -> tuple[_Chains, _Record]:
+            chains, moments, acceptance = self.move(chains, key)
+            return chains, _Record(chains.position, moments[-1], jnp.mean(moments, axis=0), acceptance)
+
+        return jax.lax.scan(piece, chains, jax.random.split(key, self.settings.num_draws))
+
+    def newton(self, chains: _Chains, record: _Record) -> tuple[_Newton, Moments]:
+        """A Newton step of the dual, and the same no longer than one standard deviation."""
+        flat = record.moments.reshape(-1, record.moments.shape[-1])
+        _, covariance = masked_moments(flat, jnp.ones(flat.shape[0], flat.dtype))
+        inverse = shrunk_inverse(covariance, 1e-4)
+        violations = jnp.mean(record.piece_means, axis=0) - self._target(flat.dtype)
+        violation = jnp.mean(violations, axis=0)
+        step = inverse @ violation
+        length = jnp.sqrt(jnp.maximum(violation @ step, 0.0))
+        _, spread = masked_moments(violations, jnp.ones(violations.shape[0], flat.dtype))
+        noise = jnp.sqrt(jnp.sum(inverse * spread) / violations.shape[0])
+        ends = chains.eta + violations @ inverse
+        found = _Newton(ends, length, noise, jnp.sqrt(jnp.diagonal(covariance)))
+        return found, step / jnp.maximum(length, 1.0)
+
+    def move(
+        self, chains: _Chains, key: Key, jumps: bool | Array = True
+    ) -> tuple[_Chains, Float[Array, "K N M"], Scalar]:
+        """Transitions at fixed multipliers, in coordinates scaled by the chains' weighted spread.
+
+        Returns:
+            The chains, their moments after every transition (after the last one with noise), and the mean acceptance.
+        """
+        key, refresh_key, fresh_key = jax.random.split(key, 3)
+        if self.problem.simulator.noise:
+            chains = self._refresh(refresh_key, chains)
+        weight = jax.nn.softmax(chains.log_weight)
+        mean = weight @ chains.position
+        scale = jnp.sqrt(weight @ jnp.square(chains.position - mean)) + 1e-6
+
+        def transition(carry: tuple[Draws, Scalar], key: Key):
+            walk_key, jump_key = jax.random.split(key)
+            position, moments, probability = self._transition(walk_key, chains, *carry, scale)
+            position, moments = self._jump(jump_key, chains, position, moments, jumps)
+            acceptance = jnp.mean(probability)
+            step_size = carry[1] * jnp.exp(0.1 * (acceptance - self.settings.target_acceptance))
+            return (position, jnp.clip(step_size, 1e-4, 3.0)), (moments, acceptance)
+
+        carry, (moments, acceptance) = jax.lax.scan(
+            transition, (chains.position, chains.step_size), jax.random.split(key, self.settings.num_transitions)
+        )
+        chains = chains._replace(position=carry[0], step_size=carry[1])
+        if self.problem.simulator.noise:
+            # A chain leans towards what its own noise makes better: only fresh noise measures its moments.
+            fresh = self.measure(chains._replace(noise=jax.random.split(fresh_key, chains.log_weight.size))).moments
+            finite = jnp.all(jnp.isfinite(fresh), axis=1, keepdims=True)
+            moments = jnp.where(finite, fresh, self._target(fresh.dtype))[None]
+        return chains, moments, jnp.mean(acceptance)
+
+    def _refresh(self, key: Key, chains: _Chains) -> _Chains:
+        """Propose new noise to every chain."""
+        noise_key, accept_key = jax.random.split(key)
+        noise = jax.random.split(noise_key, chains.log_weight.size)
+        log_density = jax.vmap(self._log_density, (0, 0, None))
+        before, _ = log_density(chains.position, chains.noise, chains)
+        after, _ = log_density(chains.position, noise, chains)
+        accepted = jnp.log(jax.random.uniform(accept_key, before.shape)) < after - before
+        return chains._replace(noise=jnp.where(accepted, noise, chains.noise))
+
+    def _transition(self, key: Key, chains: _Chains, position: Draws, step_size: Scalar, scale: Float[Array, " D"]):
+        """Hamiltonian Monte Carlo (Neal 2011), all chains at once."""
+        momentum_key, accept_key, jitter_key = jax.random.split(key, 3)
+
+        def density(q: Draws) -> tuple[PerDraw, MomentDraws, Draws]:
+            (log_density, moments), slope = jax.vmap(
+                jax.value_and_grad(lambda u, key: self._log_density(u, key, chains), has_aux=True)
+            )(q, chains.noise)
+            return log_density, moments, jnp.nan_to_num(slope)
+
+        before, moments, slope = density(position)
+        momentum = jax.random.normal(momentum_key, position.shape, position.dtype)
+        # Jittered, so that no chain's trajectory can be periodic (Neal 2011, section 3.2).
+        jitter = jax.random.normal(jitter_key, (position.shape[0], 1), position.dtype)
+        length = step_size * jnp.exp(0.4 * jitter)
+
+        def leapfrog(carry, _):
+            q, p, slope, *_ = carry
+            p = p + 0.5 * length * scale * slope
+            q = q + length * scale * p
+            log_density, moments, slope = density(q)
+            return (q, p + 0.5 * length * scale * slope, slope, log_density, moments), None
+
+        start = (position, momentum, slope, before, moments)
+        (q, p, _, after, proposed), _ = jax.lax.scan(leapfrog, start, None, length=self.settings.num_leapfrog)
+        log_ratio = after - before - 0.5 * jnp.sum(p**2, axis=1) + 0.5 * jnp.sum(momentum**2, axis=1)
+        probability = jnp.where(jnp.isfinite(log_ratio), jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+        accepted = (jax.random.uniform(accept_key, probability.shape) < probability)[:, None]
+        return jnp.where(accepted, q, position), jnp.where(accepted, proposed, moments), probability
+
+    def _jump(
+        self, key: Key, chains: _Chains, position: Draws, moments: MomentDraws, allowed: bool | Array
+    ) -> tuple[Draws, MomentDraws]:
+        """Half of the chains jump by the difference of two of the others: from mode to mode (ter Braak 2006, gamma = 1).
+
+        The others stand still meanwhile, so the proposal is symmetric.
+        """
+        order_key, shift_key, accept_key = jax.random.split(key, 3)
+        half = position.shape[0] // 2
+        order = jax.random.permutation(order_key, position.shape[0])
+        movers, others = order[:half], position[order[half : 2 * half]]
+        shift = jax.random.randint(shift_key, (), 1, half)
+        proposal = position[movers] + others - jnp.roll(others, shift, axis=0)
+        log_density = jax.vmap(self._log_density, (0, 0, None))
+        before, _ = log_density(position[movers], chains.noise[movers], chains)
+        after, proposed = log_density(proposal, chains.noise[movers], chains)
+        uniform = jax.random.uniform(accept_key, before.shape)
+        accepted = (allowed & (jnp.log(uniform) < after - before))[:, None]
+        position = position.at[movers].set(jnp.where(accepted, proposal, position[movers]))
+        return position, moments.at[movers].set(jnp.where(accepted, proposed, moments[movers]))
+
+    def _log_density(self, u: Float[Array, " D"], key: Key, chains: _Chains) -> tuple[Scalar, Moments]:
+        """Log density at one position, minus infinity where the model fails, and the moments there."""
+        found = self._measure(u, key)
+        log_density = self._exponent(found, chains.eta, chains.reference)
+        finite = jnp.isfinite(log_density)
+        moments = jnp.where(finite, found.moments, self._target(found.moments.dtype))
+        return jnp.where(finite, log_density, -jnp.inf), moments
+
+    def _measure(self, u: Float[Array, " D"], key: Key) -> _Measured:
+        log_reference = jax.scipy.stats.norm.logpdf(u, scale=REFERENCE_SCALE).sum()
+        count = self.settings.num_simulations if self.problem.simulator.noise else 1
+        found = jax.vmap(self.problem.evaluate, (0, None))(jax.random.split(key, count), u)
+        return _Measured(found.moments, found.log_base[0], log_reference)
+
+    def _exponent(self, found: _Measured, eta: Moments, reference: Scalar) -> Scalar:
+        slack = (found.simulations - self._target(found.simulations.dtype)) @ eta
+        log_density = found.log_base - jnp.mean(slack)
+        if slack.size > 1:
+            log_density = log_density - 0.5 * jnp.var(slack, ddof=1) / slack.size
+        if begins_at_base(self.problem):
+            return log_density
+        return log_density + reference * (found.log_reference - found.log_base)
+
+    def _draw_reference(self, key: Key) -> Float[Array, " D"]:
+        if begins_at_base(self.problem):
+            return self.problem.simulator.sample_prior(key)
+        return REFERENCE_SCALE * jax.random.normal(key, (self.problem.dim,))
+
+    def _target(self, dtype) -> Moments:
+        return jnp.asarray(self.problem.target, dtype)
+
+
+def begins_at_base(problem: Problem) -> bool:
+    """Whether the base is a proper prior, from which chains can begin."""
+    return problem.base == "prior" and problem.simulator.has_proper_prior
+
+
+def _resample(chains: _Chains, key: Key) -> _Chains:
+    """Systematic resampling (Carpenter, Clifford & Fearnhead 1999): equal weights again."""
+    weight = jax.nn.softmax(chains.log_weight)
+    count = weight.size
+    points = (jnp.arange(count) + jax.random.uniform(key, dtype=weight.dtype)) / count
+    index = jnp.clip(jnp.searchsorted(jnp.cumsum(weight), points), 0, count - 1)
+    equal = jnp.zeros_like(chains.log_weight)
+    return chains._replace(position=chains.position[index], noise=chains.noise[index], log_weight=equal)
