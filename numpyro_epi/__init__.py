@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from . import flows, multipliers, objectives, starts, statistics
 from ._certificate import certify
+from ._chains import ChainSettings
+from ._dual import DualSolution, solve_dual
 from ._fit import fit
 from ._guide import AutoFlow
 from ._outcome import STATUS, Certificate
@@ -27,7 +29,9 @@ __all__ = [
     "STATUS",
     "AutoFlow",
     "Certificate",
+    "ChainSettings",
     "Constraint",
+    "DualSolution",
     "EmergentProperty",
     "PluginError",
     "Problem",
@@ -48,6 +52,7 @@ __all__ = [
     "plot_pair",
     "plot_statistics",
     "read_arviz",
+    "solve_dual",
     "starts",
     "statistic",
     "statistics",

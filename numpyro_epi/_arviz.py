@@ -33,14 +33,11 @@ _MARK = "numpyro_epi_version"
 _INDEPENDENT = "Chains are a split of independent draws: nothing is correlated along draw or chain."
 
 
-@runtime_checkable
-class Exportable(Protocol):
-    """What `result_groups` reads of a result."""
+class Outcome(Protocol):
+    """What root attributes and constant data are made of."""
 
     @property
     def problem(self) -> Problem: ...
-    @property
-    def flow(self) -> Any: ...
     @property
     def status_name(self) -> str: ...
     @property
@@ -56,9 +53,17 @@ class Exportable(Protocol):
     @property
     def settings(self) -> Mapping[str, Any]: ...
     @property
-    def certificate(self) -> Any: ...
-    @property
     def constraints(self) -> xr.Dataset: ...
+
+
+@runtime_checkable
+class Exportable(Outcome, Protocol):
+    """What `result_groups` reads of a result."""
+
+    @property
+    def flow(self) -> Any: ...
+    @property
+    def certificate(self) -> Any: ...
     @property
     def history(self) -> xr.Dataset: ...
 
@@ -310,7 +315,7 @@ def _free(name: str, blocked: Iterable[str], *, prefix: str) -> str:
     return next(found for found in tries if found not in blocked)
 
 
-def _constant_data(result: Exportable) -> xr.Dataset:
+def _constant_data(result: Outcome) -> xr.Dataset:
     problem, data = result.problem, result.constraints.copy()
     data["statistic"] = ("constraint", np.array([constraint.statistic for constraint in problem.constraints]))
     for name, ends in _bounds(problem.simulator).items():
@@ -351,7 +356,7 @@ def _interval(support: Any, shape: tuple[int, ...]) -> tuple[Array, Array] | Non
     return jnp.broadcast_to(jnp.asarray(ends[0], float), shape), jnp.broadcast_to(jnp.asarray(ends[1], float), shape)
 
 
-def _root_attributes(result: Exportable) -> dict[str, Any]:
+def _root_attributes(result: Outcome) -> dict[str, Any]:
     plugins = {p.distribution: p.version for p in (*list_statistics(), *list_problems())}
     versions = {f"{name}_version": version(name) for name in ("jax", "numpyro", "flowjax", "arviz")}
     return {
@@ -359,7 +364,7 @@ def _root_attributes(result: Exportable) -> dict[str, Any]:
         "status_message": result.status_message,
         "satisfied": bool(result.satisfied),
         "entropy": float(result.entropy),
-        **_certificate_attributes(result.certificate),
+        **_certificate_attributes(getattr(result, "certificate", None)),
         "seconds": float(result.seconds),
         "problem": result.problem.name,
         "base": result.problem.base,

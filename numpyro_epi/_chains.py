@@ -34,6 +34,13 @@ REFERENCE_SCALE = 3.0
 FAR = 0.03
 """Length of a Newton step beyond its noise, in standard deviations, up to which its end may enter the average."""
 
+SMALL = 0.3
+"""Largest multiplier, times its statistic's standard deviation, below which precision is not relative any more."""
+
+VIOLATION_ERROR = 0.02
+"""Standard error of a mean moment, in standard deviations, up to which rounds go on: its 95 % interval then lies within the
+default tolerance of a verdict."""
+
 
 class Solved(NamedTuple):
     """What the chains found.
@@ -41,6 +48,8 @@ class Solved(NamedTuple):
     Attributes:
         eta: Lagrange multipliers, shape [M], each in the inverse of its moment's unit.
         error: Covariance of ``eta``'s Monte Carlo error, from the spread of the chains' own means, shape [M, M].
+        violation_error: What that error makes of the violations: standard errors of ``E[T]`` under ``p_eta``, shape [M].
+        converged: Whether the last step of the multipliers was within its noise.
         draws: Equally weighted draws of ``p_eta`` in unconstrained coordinates, shape [chains, draws, D].
         moments: ``T`` of those draws, measured with fresh noise, shape [chains, draws, M].
         log_normalizer: ``D(eta) = log of the integral of base exp(-eta . (T - target))``, nats: the dual's value.
@@ -51,6 +60,8 @@ class Solved(NamedTuple):
 
     eta: Float[np.ndarray, " M"]
     error: Float[np.ndarray, "M M"]
+    violation_error: Float[np.ndarray, " M"]
+    converged: bool
     draws: Float[Array, "chains draws D"]
     moments: Float[Array, "chains draws M"]
     log_normalizer: float
@@ -77,7 +88,7 @@ class ChainSettings(eqx.Module):
         rate: Share of the natural step taken by an update while annealing, and a third of it after.
         num_draws: Draws of every chain kept from a round at fixed multipliers, ``num_transitions`` apart.
         precision: Rounds go on until the multipliers' standard errors are this share of the largest one, all of them
-            measured in the inverse of their statistics' standard deviations.
+            measured in the inverse of their statistics' standard deviations, and the means' are small too.
         max_rounds: Most rounds.
         target_acceptance: What the step size is adapted to.
         num_simulations: Simulations that one evaluation averages where the model has noise of its own.
@@ -119,7 +130,12 @@ def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
         ends, error = _averaged(kept)
         scale = np.asarray(newton.scale)
         size = np.max(np.abs(ends.mean(axis=0) * scale))
-        precise = np.max(np.sqrt(np.diagonal(error)) * scale) <= settings.precision * size
+        # Where no statistic pushes, a share of the largest multiplier would be no measure at all.
+        precise = np.max(np.sqrt(np.diagonal(error)) * scale) <= settings.precision * max(size, SMALL)
+        moments = np.asarray(record.moments, float).reshape(-1, len(scale))
+        covariance = np.atleast_2d(np.cov(moments.T))
+        violation_error = np.sqrt(np.diagonal(covariance @ error @ covariance))
+        precise = precise and np.all(violation_error <= VIOLATION_ERROR * scale)
         if not np.all(np.isfinite(ends)) or (precise and not far):
             break
     transitions = 2 * settings.num_updates * settings.num_transitions
@@ -129,6 +145,8 @@ def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
     return Solved(
         eta=eta,
         error=error,
+        violation_error=violation_error,
+        converged=bool(np.all(np.isfinite(ends)) and not far),
         draws=jnp.swapaxes(record.draws, 0, 1),
         moments=jnp.swapaxes(record.moments, 0, 1),
         log_normalizer=_log_normalizer(problem, chains, record, eta),

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from . import _optimizer, flows, starts
 from ._certificate import assess, cost
 from ._fresh import measure
+from ._keys import checked_key, key_text
 from ._loop import EpochRecord, Loop, LoopState, combine, partition, share_programs
 from ._outcome import STATUS, Verdict
 from ._problem import Problem
@@ -97,7 +98,7 @@ def fit(
         ValueError: If a number is out of range, or the flow does not fit the problem.
     """
     began = time.perf_counter()
-    key = _checked_key(key)
+    key = checked_key(key)
     _check_arguments(problem, num_draws=num_draws, max_steps=max_steps, tolerance=tolerance)
     keys = jax.random.split(key, 5)
     begin = (starts.default(problem) if start is None else start)(keys[0], problem)
@@ -158,7 +159,7 @@ def fit(
             "num_components": num_components(begin),
         },
         seconds=time.perf_counter() - began,
-        seed=",".join(str(int(word)) for word in np.asarray(jax.random.key_data(key)).ravel()),
+        seed=key_text(key),
         certificate=certificate,
     )
 
@@ -336,14 +337,6 @@ def _history(records: EpochRecord | None, problem: Problem) -> dict[str, np.ndar
 
 def _shows(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
-
-
-def _checked_key(key: Key) -> Key:
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
-        return key
-    if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,):
-        return jax.random.wrap_key_data(key)
-    raise TypeError(f"Expected one random key, such as jax.random.key(0), first; got {type(key).__name__}.")
 
 
 def _check_arguments(problem: Problem, *, num_draws: int, max_steps: int, tolerance: float) -> None:

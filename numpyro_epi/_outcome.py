@@ -1,10 +1,15 @@
 """How a run ended, as plain data: status with advice, verdict on fresh draws, certificate."""
 
 import enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+from ._problem import Problem
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class STATUS(enum.Enum):
@@ -91,3 +96,56 @@ class Certificate(NamedTuple):
     tilted: bool
     num_simulations: int
     verdict: str
+
+
+def constraint_table(problem: Problem, verdict: Verdict, eta: Float[np.ndarray, " M"]) -> "xr.Dataset":
+    """Everything about every constraint, over the dim ``constraint``."""
+    import xarray as xr
+
+    found = problem.constraints
+    columns = {
+        "target": problem.target,
+        "achieved": verdict.mean,
+        "standard_error": verdict.standard_error,
+        "scale": verdict.scale,
+        "violation": verdict.violation(problem.target),
+        "multiplier": eta,
+        "order": np.array([constraint.order for constraint in found]),
+        "unit": np.array([constraint.unit for constraint in found]),
+    }
+    names = [constraint.name for constraint in found]
+    return xr.Dataset({n: ("constraint", c) for n, c in columns.items()}, coords={"constraint": names})
+
+
+def table_lines(problem: Problem, verdict: Verdict, eta: Float[np.ndarray, " M"]) -> list[str]:
+    """The same as printed lines."""
+    rows = [("constraint", "unit", "target", "achieved", "95 % interval", "violation (sd)", "multiplier")]
+    violation = verdict.violation(problem.target)
+    for i, constraint in enumerate(problem.constraints):
+        margin = 1.96 * verdict.standard_error[i]
+        interval = f"[{verdict.mean[i] - margin:.5g}, {verdict.mean[i] + margin:.5g}]"
+        cells = (f"{constraint.target:.5g}", f"{verdict.mean[i]:.5g}", interval)
+        rows.append((constraint.name, constraint.unit or "-", *cells, f"{violation[i]:+.3f}", f"{eta[i]:.5g}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def message(status: STATUS, problem: Problem, verdict: Verdict, tolerance: float, advice: str = "") -> str:
+    """A status in a sentence, with the constraints that are furthest off where there are any.
+
+    Args:
+        status: How it ended.
+        problem: The question.
+        verdict: The constraints as measured.
+        tolerance: Of the verdict, in standard deviations.
+        advice: In place of the status's own.
+    """
+    if status not in (STATUS.unsatisfied, STATUS.infeasible):
+        return advice or status.value
+    violation, passes = verdict.violation(problem.target), verdict.satisfies(problem.target, tolerance)
+    parts = [
+        f"{problem.constraints[i].name} is {verdict.mean[i]:.4g}, {abs(violation[i]):.2g} sd "
+        f"{'above' if violation[i] > 0 else 'below'} its target {problem.target[i]:.4g}"
+        for i in [i for i in np.argsort(-np.abs(violation)) if not passes[i]][:4]
+    ]
+    return f"{advice or status.value} Off: {'; '.join(parts)}." if parts else advice or status.value

@@ -12,7 +12,8 @@ from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float
 
 from ._guide import AutoFlow, parameters_only
-from ._outcome import STATUS, Certificate, Verdict
+from ._keys import key_from_text
+from ._outcome import STATUS, Certificate, Verdict, constraint_table, message, table_lines
 from ._problem import Problem
 from ._types import Key, Sites
 
@@ -60,17 +61,7 @@ class Result(eqx.Module):
     @property
     def status_message(self) -> str:
         """The status in a sentence, with the constraints that are furthest off where there are any."""
-        if self.status not in (STATUS.unsatisfied, STATUS.infeasible):
-            return self.status.value
-        violation = self.verdict.violation(self.problem.target)
-        passes = self.verdict.satisfies(self.problem.target, self.settings["tolerance"])
-        order = [i for i in np.argsort(-np.abs(violation)) if not passes[i]][:4]
-        parts = [
-            f"{self.problem.constraints[i].name} is {self.verdict.mean[i]:.4g}, {abs(violation[i]):.2g} sd "
-            f"{'above' if violation[i] > 0 else 'below'} its target {self.problem.target[i]:.4g}"
-            for i in order
-        ]
-        return f"{self.status.value} Off: {'; '.join(parts)}."
+        return message(self.status, self.problem, self.verdict, self.settings["tolerance"])
 
     @property
     def entropy(self) -> float:
@@ -133,21 +124,7 @@ class Result(eqx.Module):
     @property
     def constraints(self) -> "xr.Dataset":
         """Everything about every constraint, over the dim ``constraint``."""
-        import xarray as xr
-
-        found = self.problem.constraints
-        columns = {
-            "target": self.problem.target,
-            "achieved": self.verdict.mean,
-            "standard_error": self.verdict.standard_error,
-            "scale": self.verdict.scale,
-            "violation": self.verdict.violation(self.problem.target),
-            "multiplier": self.eta,
-            "order": np.array([constraint.order for constraint in found]),
-            "unit": np.array([constraint.unit for constraint in found]),
-        }
-        names = [constraint.name for constraint in found]
-        return xr.Dataset({n: ("constraint", c) for n, c in columns.items()}, coords={"constraint": names})
+        return constraint_table(self.problem, self.verdict, self.eta)
 
     @property
     def violation(self) -> "xr.DataArray":
@@ -178,7 +155,7 @@ class Result(eqx.Module):
         """
         from ._arviz import result_groups, to_arviz, to_datatree
 
-        key = jax.random.fold_in(_seed_key(self.seed), 7) if key is None else key
+        key = jax.random.fold_in(key_from_text(self.seed), 7) if key is None else key
         return to_arviz(to_datatree(*result_groups(self, key=key, num_chains=num_chains, num_draws=num_draws)))
 
     def tilted_model(self, *, num_simulations: int = 32) -> Callable[[], None]:
@@ -262,7 +239,7 @@ class Result(eqx.Module):
         save(self, path, overwrite=overwrite)
 
     def __str__(self) -> str:
-        return "\n".join([*self._headline(), *self._table()])
+        return "\n".join([*self._headline(), *table_lines(self.problem, self.verdict, self.eta)])
 
     def _headline(self) -> list[str]:
         v, settings = self.verdict, self.settings
@@ -285,27 +262,10 @@ class Result(eqx.Module):
         lines.append(f"run       {settings['steps']} steps of {settings['num_draws']} draws in {self.seconds:.1f} s")
         return lines
 
-    def _table(self) -> list[str]:
-        header = ("constraint", "unit", "target", "achieved", "95 % interval", "violation (sd)", "multiplier")
-        v = self.verdict
-        rows = [header]
-        for i, constraint in enumerate(self.problem.constraints):
-            low, high = v.mean[i] - 1.96 * v.standard_error[i], v.mean[i] + 1.96 * v.standard_error[i]
-            cells = (f"{constraint.target:.5g}", f"{v.mean[i]:.5g}", f"[{low:.5g}, {high:.5g}]")
-            violation = v.violation(self.problem.target)[i]
-            rows.append((constraint.name, constraint.unit or "-", *cells, f"{violation:+.3f}", f"{self.eta[i]:.5g}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-
     def _column(self, name: str) -> "xr.DataArray":
         found = self.constraints
         beside = ("target", "achieved", "standard_error", "scale", "unit")
         return found[name].assign_coords({n: found[n] for n in beside})
-
-
-def _seed_key(seed: str) -> Key:
-    data = np.array([int(word) for word in seed.split(",")], np.uint32)
-    return jax.random.wrap_key_data(jnp.asarray(data))
 
 
 @eqx.filter_jit

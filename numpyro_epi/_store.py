@@ -16,9 +16,10 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from . import flows
 from ._arviz import read_arviz, result_groups, to_datatree, write
 from ._fit import build_flow
+from ._keys import key_from_text
 from ._outcome import STATUS, Certificate, Verdict
 from ._problem import Problem
-from ._result import Result, _seed_key
+from ._result import Result
 
 FLOW_GROUP, VERDICT_GROUP, CERTIFICATE_GROUP = "guide", "verdict", "certificate"
 """Groups of the file beside those that ArviZ knows."""
@@ -26,7 +27,7 @@ FLOW_GROUP, VERDICT_GROUP, CERTIFICATE_GROUP = "guide", "verdict", "certificate"
 
 def save(result: Result, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
     """Write a result to one NetCDF (``.nc``) or Zarr (``.zarr``) file; see `Result.save`."""
-    key = jax.random.fold_in(_seed_key(result.seed), 7)
+    key = jax.random.fold_in(key_from_text(result.seed), 7)
     groups, attrs = result_groups(result, key=key)
     groups[FLOW_GROUP] = _flow_dataset(result.flow)
     groups[VERDICT_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.verdict._asdict().items()})

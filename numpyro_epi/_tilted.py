@@ -18,9 +18,11 @@ from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.infer import MCMC, NUTS
 
-from ._arviz import SAMPLE_DIMS, _batch, _draw_groups, _root_attributes, to_arviz, to_datatree
+from ._arviz import SAMPLE_DIMS, _batch, _constant_data, _draw_groups, _root_attributes, to_arviz, to_datatree
+from ._dual import DualSolution
+from ._keys import key_from_text
 from ._problem import Problem
-from ._result import Result, _seed_key
+from ._result import Result
 from ._types import Draws, Key, Moments, Scalar, Sites, Unconstrained
 
 NUM_SIMULATIONS = 32
@@ -30,6 +32,8 @@ STARTS_PER_CHAIN = 32
 """Draws of the guide that are looked at for each chain's start, if some of their simulations are not finite."""
 
 _CHAINS = "NUTS in the guide's coordinates: successive draws are correlated, chains are independent."
+_DUAL_CHAINS = "Chains that solved the dual: weigh draws by log_weight; chains are many and short."
+_WEIGHED = "Independent draws of the prior: weigh them by log_weight."
 _STATS = {"diverging": "diverging", "accept_prob": "acceptance_rate", "num_steps": "n_steps", "energy": "energy"}
 """NumPyro's names, ArviZ's names."""
 _OF_THE_GUIDE = ("entropy", "gap", "gap_standard_error", "certificate", "seconds")
@@ -125,7 +129,7 @@ def _mean_moments(problem: Problem, keys: Array, values: Sites) -> Moments:
 def _noise_keys(result: Result, num_simulations: int) -> Array:
     if num_simulations < 1:
         raise ValueError(f"Expected num_simulations of at least 1; got {num_simulations}.")
-    key = jax.random.fold_in(_seed_key(result.seed), 11)
+    key = jax.random.fold_in(key_from_text(result.seed), 11)
     return jax.random.split(key, num_simulations if result.problem.simulator.noise else 1)
 
 
@@ -204,3 +208,22 @@ def _groups(problem: Problem, sampled: Sampled, noise_key: Key, shape: tuple[int
     stats = {name: (SAMPLE_DIMS, values, {"kind": "quality"}) for name, values in sampled.stats.items()}
     found["sample_stats"] = found["sample_stats"].assign(stats)
     return {name: group.assign_attrs(draws=_CHAINS) for name, group in found.items()}
+
+
+def export_dual(solution: DualSolution, key: Key | None) -> Any:
+    """See `DualSolution.to_arviz`."""
+    problem, shape = solution.problem, solution.log_weight.shape
+    noise_key = jax.random.fold_in(key_from_text(solution.seed), 7) if key is None else key
+    flat = solution.unconstrained.reshape(-1, problem.dim)
+    measured = jax.device_get(eqx.filter_jit(_batch)(problem, noise_key, flat))
+    slack = (solution.moments.reshape(len(flat), -1) - problem.target) @ solution.eta
+    log_base = measured.draw.log_prior if problem.base == "prior" else 0.0
+    measured = measured._replace(log_density=log_base - slack - solution.log_normalizer)
+    groups = _draw_groups(problem, measured, shape, ("posterior", "posterior_predictive", "sample_stats"))
+    weights = (SAMPLE_DIMS, solution.log_weight, {"kind": "quality"})
+    groups["sample_stats"] = groups["sample_stats"].assign(log_weight=weights)
+    note = _DUAL_CHAINS if solution.method == "chains" else _WEIGHED
+    groups = {name: group.assign_attrs(draws=note) for name, group in groups.items()}
+    groups["constant_data"] = _constant_data(solution)
+    diagnostics = {name: float(getattr(solution, name)) for name in ("log_normalizer", "ess", "rhat", "khat")}
+    return to_arviz(to_datatree(groups, _root_attributes(solution) | diagnostics))

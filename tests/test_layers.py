@@ -14,11 +14,11 @@ import numpyro_epi
 
 PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
-    ("_types", "_registry"),
+    ("_types", "_keys", "_registry"),
     ("statistics", "multipliers", "flows", "_simulator"),
     ("_property", "_problem", "_guide", "_check"),
     ("objectives", "_outcome", "_result"),
-    ("_loop", "_fresh", "_chains", "_certificate", "starts", "_optimizer", "_fit"),
+    ("_loop", "_fresh", "_chains", "_certificate", "_dual", "starts", "_optimizer", "_fit"),
     ("_arviz", "_store", "_tilted"),
     ("_plots",),
     ("_cli",),
@@ -27,7 +27,13 @@ LAYERS = (
 
 ORDER = {name: position for position, name in enumerate(name for layer in LAYERS for name in layer)}
 
-UPWARD = {("_problem", "_check"), ("_result", "_arviz"), ("_result", "_store"), ("_result", "_tilted")}
+UPWARD = {
+    ("_problem", "_check"),
+    ("_result", "_arviz"),
+    ("_result", "_store"),
+    ("_result", "_tilted"),
+    ("_dual", "_tilted"),
+}
 """Methods that hand their object to a module above, which they import when called."""
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")

@@ -1,0 +1,355 @@
+"""The dual problem solved on its own: multipliers and draws of the maximum-entropy distribution, without a flow."""
+
+import time
+from typing import TYPE_CHECKING, Any, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from flowjax.distributions import AbstractDistribution, MultivariateNormal, VmapMixture
+from jaxtyping import Array, Float
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
+from scipy.cluster.vq import kmeans2
+
+from ._certificate import MAX_KHAT, MIN_ESS, assess, pareto_khat, tilt
+from ._chains import ChainSettings, Solved, begins_at_base, solve
+from ._keys import checked_key, key_text
+from ._outcome import STATUS, Verdict, constraint_table, message, table_lines
+from ._problem import Problem
+from ._types import Draws, Key
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+REWEIGHT_DRAWS, NOISY_REWEIGHT_DRAWS, REWEIGHT_SIMULATIONS = 200_000, 20_000, 16
+"""Prior draws that ``method="reweight"`` weighs; with simulator noise fewer, each simulated so many times."""
+
+NOISE_ITERATIONS = 5
+"""Times that the noise's part of the exponent is measured again at the new multipliers."""
+
+BRIDGE_COMPONENTS = 12
+"""Normal distributions, fitted to the draws, that bridge to the normaliser."""
+
+_ADVICE = {
+    "chains": "Some mean is not known within the tolerance. Give more chains (settings=ChainSettings(num_chains=...)).",
+    "reweight": "Too few of the prior's draws have the property. Use method='chains'.",
+}
+
+
+class DualSolution(eqx.Module):
+    """What `solve_dual` found: the maximum-entropy distribution ``p_eta`` as multipliers and draws.
+
+    Attributes:
+        problem: The question.
+        method: ``"chains"`` or ``"reweight"``.
+        status: How it ended.
+        verdict: The constraints under the weighted draws; their errors are those that ``eta``'s error makes.
+        eta: Lagrange multipliers, shape [M], each in the inverse of its moment's unit.
+        standard_error: Of ``eta``, shape [M].
+        unconstrained: Draws in unconstrained coordinates, shape [chains, draws, D].
+        moments: ``T`` of the draws, a mean over several simulations where the model has noise, shape [chains, draws, M].
+        log_weight: Log weights of the draws, which sum to one and meet the targets exactly, shape [chains, draws].
+        log_normalizer: ``D(eta)``, log of the integral of ``base exp(-eta . (T - target))``, nats: the most that
+            ``-KL(q || base)`` can be.
+        ess: Effective draws: the least over all moments for chains, that of the weights for reweighted draws.
+        rhat: Largest split R-hat of a moment over the chains; NaN for reweighted draws.
+        khat: Pareto shape of the weights; of those that bridge to ``log_normalizer`` for chains.
+        num_simulations: Model runs used, gradients included.
+        seconds: Wall time, compile included.
+        seed: The key the run was given, as text.
+        settings: What was asked for.
+    """
+
+    problem: Problem
+    method: str = eqx.field(static=True)
+    status: STATUS = eqx.field(static=True)
+    verdict: Verdict
+    eta: Float[np.ndarray, " M"]
+    standard_error: Float[np.ndarray, " M"]
+    unconstrained: Float[Array, "chains draws D"]
+    moments: Float[np.ndarray, "chains draws M"]
+    log_weight: Float[np.ndarray, "chains draws"]
+    log_normalizer: float
+    ess: float
+    rhat: float
+    khat: float
+    num_simulations: int
+    seconds: float
+    seed: str = eqx.field(static=True)
+    settings: dict[str, Any] = eqx.field(static=True)
+
+    @property
+    def satisfied(self) -> bool:
+        """Whether the emergent property holds within the tolerance."""
+        return self.status is STATUS.satisfied
+
+    @property
+    def status_name(self) -> str:
+        """The status as one word."""
+        return self.status.name
+
+    @property
+    def status_message(self) -> str:
+        """The status in a sentence."""
+        advice = _ADVICE[self.method] if self.status is STATUS.unsatisfied else ""
+        return message(self.status, self.problem, self.verdict, self.settings["tolerance"], advice)
+
+    @property
+    def entropy(self) -> float:
+        """Differential entropy of ``p_eta``, nats."""
+        return self.verdict.entropy
+
+    @property
+    def constraints(self) -> "xr.Dataset":
+        """Everything about every constraint, over the dim ``constraint``."""
+        return constraint_table(self.problem, self.verdict, self.eta).assign(
+            multiplier_standard_error=("constraint", self.standard_error)
+        )
+
+    @property
+    def multipliers(self) -> "xr.DataArray":
+        """Lagrange multipliers over ``constraint``, with standard errors, targets and scales as coordinates."""
+        found = self.constraints
+        beside = ("target", "scale", "unit", "multiplier_standard_error")
+        return found["multiplier"].assign_coords({n: found[n] for n in beside})
+
+    def draws(self) -> dict[str, Array]:
+        """Draws on the constrained scale by site, of shape ``(chains, draws, *site shape)``; weigh them by ``log_weight``."""
+        shape = self.unconstrained.shape[:2]
+        sites = _constrain(self.problem, self.unconstrained.reshape(-1, self.problem.dim))
+        return {name: value.reshape(*shape, *value.shape[1:]) for name, value in sites.items()}
+
+    def to_arviz(self, key: Key | None = None) -> Any:
+        """Export as ArviZ data with the chains as they ran: ``InferenceData`` with ArviZ 0.x, a ``DataTree`` with 1.x.
+
+        ``sample_stats`` holds ``lp``, the normalised log density of the constrained parameters, and ``log_weight``.
+
+        Args:
+            key: For the simulations in ``posterior_predictive``; derived from the run's own key by default.
+        """
+        from ._tilted import export_dual
+
+        return export_dual(self, key)
+
+    def __str__(self) -> str:
+        lines = [
+            f"Dual of {self.problem.name}, solved by {self.method}",
+            f"status    {self.status.name}: {self.status_message}",
+            f"entropy   {self.entropy:.4f} nats, at most {self.log_normalizer:.4f} relative to the base",
+            f"draws     {self.ess:.0f} effective, R-hat {self.rhat:.3f}, Pareto k-hat {self.khat:.2f}",
+            f"run       {self.num_simulations:.1e} simulations in {self.seconds:.1f} s",
+        ]
+        return "\n".join([*lines, *table_lines(self.problem, self.verdict, self.eta)])
+
+
+def solve_dual(
+    key: Key,
+    problem: Problem,
+    *,
+    method: Literal["chains", "reweight"] = "chains",
+    settings: ChainSettings = ChainSettings(),
+    tolerance: float = 0.05,
+) -> DualSolution:
+    """Find the multipliers and draws of the maximum-entropy distribution ``p_eta = base exp(-eta . T) / Z``; no flow.
+
+    ``"chains"`` follows ``p_eta`` from the base with many Hamiltonian chains while the multipliers move; with statistics
+    that have no useful gradient it still is exact, but its chains move less. ``"reweight"`` weighs draws of the prior and
+    minimises the dual by Newton's method: instant, and good where the prior's draws have the property often enough.
+
+    Args:
+        key: Random key, ``jax.random.key(seed)``; the same key gives the same answer.
+        problem: The question.
+        method: Which of the two.
+        settings: How the chains move.
+        tolerance: How near every mean must be to its target, in standard deviations of its statistic.
+
+    Raises:
+        TypeError: If ``problem`` is not a `Problem` or ``key`` not a random key.
+        ValueError: If the method is unknown, or "reweight" is asked of a problem whose base is no proper prior.
+
+    References:
+        ``_chains`` names the sources of the chains' moves; the dual is that of Csiszár 1975, Ann. Probab. 3.
+    """
+    began = time.perf_counter()
+    key = checked_key(key)
+    if not isinstance(problem, Problem):
+        raise TypeError(f"Expected a Problem; got {type(problem).__name__}.")
+    if method not in ("chains", "reweight"):
+        raise ValueError(f"Expected method 'chains' or 'reweight'; got {method!r}.")
+    if not 0 < tolerance < np.inf:
+        raise ValueError(f"Expected tolerance > 0; got {tolerance}.")
+    run_key, bridge_key = jax.random.split(key)
+    if method == "chains":
+        found = _by_chains(problem, solve(problem, run_key, settings), bridge_key)
+    else:
+        found = _by_weights(problem, run_key)
+    verdict, status = found["verdict"], found.pop("status")
+    if status is STATUS.satisfied and not np.all(verdict.satisfies(problem.target, tolerance)):
+        status = STATUS.unsatisfied
+    return DualSolution(
+        problem=problem,
+        method=method,
+        status=status,
+        seconds=time.perf_counter() - began,
+        seed=key_text(key),
+        settings={"tolerance": tolerance, "method": method, **(_fields(settings) if method == "chains" else {})},
+        **found,
+    )
+
+
+def _fields(settings: ChainSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
+
+
+def _by_chains(problem: Problem, solved: Solved, key: Key) -> dict[str, Any]:
+    shape = solved.moments.shape
+    moments = np.asarray(solved.moments, float)
+    flat = moments.reshape(-1, shape[-1])
+    draws = solved.draws.reshape(-1, problem.dim)
+    finite = bool(np.all(np.isfinite(flat)) and np.all(np.isfinite(solved.eta)))
+    log_weight, status = np.full(len(flat), -np.log(len(flat))), STATUS.nonfinite
+    if finite:
+        status = STATUS.unsatisfied if solved.converged else STATUS.infeasible
+    if status is STATUS.unsatisfied:
+        # The last round ran at multipliers a small step from their average: the draws are weighted for it.
+        tilted = tilt(np.zeros(len(flat)), flat, problem.target)
+        if tilted.reached:
+            log_weight, status = tilted.log_weight, STATUS.satisfied
+    log_normalizer, khat = solved.log_normalizer, np.nan
+    if status is STATUS.satisfied:
+        bridged = assess(key, problem, mixture_of_normals(draws), solved.eta, solution=draws)
+        khat = bridged.khat
+        if khat < MAX_KHAT and bridged.ess > MIN_ESS:
+            # At the multipliers that its own draws ask for; the dual is flat there.
+            log_normalizer = bridged.upper_bound
+    verdict = _verdict(problem, draws, flat, log_weight, solved.violation_error, log_normalizer, solved.eta)
+    return {
+        "status": status,
+        "verdict": verdict,
+        "eta": solved.eta,
+        "standard_error": np.sqrt(np.diagonal(solved.error)),
+        "unconstrained": solved.draws,
+        "moments": moments,
+        "log_weight": log_weight.reshape(shape[:2]),
+        "log_normalizer": log_normalizer,
+        "ess": float(np.min(effective_sample_size(moments))) if finite else 0.0,
+        "rhat": float(np.max(split_gelman_rubin(moments))) if finite else np.inf,
+        "khat": khat,
+        "num_simulations": solved.num_simulations,
+    }
+
+
+def _by_weights(problem: Problem, key: Key) -> dict[str, Any]:
+    if not begins_at_base(problem):
+        raise ValueError(
+            "Expected a proper prior as the base, whose draws can be weighed; this problem has none. Use method='chains'."
+        )
+    noisy = bool(problem.simulator.noise)
+    count = NOISY_REWEIGHT_DRAWS if noisy else REWEIGHT_DRAWS
+    draws, found = _prior_simulations(problem, key, count, REWEIGHT_SIMULATIONS if noisy else 1)
+    simulations = np.asarray(found, float)
+    usable = np.isfinite(simulations).all(axis=(1, 2))
+    draws, simulations = draws[np.flatnonzero(usable)], simulations[usable]
+    if not len(draws):
+        raise ValueError("Expected finite simulations; got none among the prior's draws. See problem.check(key).")
+    flat: np.ndarray = simulations.mean(axis=1)
+    correction = np.zeros(len(simulations))
+    for _ in range(NOISE_ITERATIONS if noisy else 1):
+        tilted = tilt(-correction, flat, problem.target)
+        if noisy:
+            # E exp(-eta . mean) = exp(-eta . T + variance / 2 number): see `_chains`.
+            correction = 0.5 * np.var(simulations @ tilted.eta, axis=1, ddof=1) / simulations.shape[1]
+    weight = np.exp(tilted.log_weight)
+    ess = 1.0 / np.sum(weight**2)
+    centred = (flat - problem.target) * weight[:, None]
+    errors = np.sqrt(np.sum(centred**2, axis=0))
+    covariance = centred.T @ (flat - problem.target)
+    inverse = np.linalg.pinv(covariance, hermitian=True)
+    log_normalizer = tilted.log_normalizer + scipy.special.logsumexp(-correction) - np.log(count)
+    status = STATUS.satisfied if tilted.reached and ess >= MIN_ESS else STATUS.unsatisfied
+    return {
+        "status": status,
+        "verdict": _verdict(problem, draws, flat, tilted.log_weight, errors, log_normalizer, tilted.eta),
+        "eta": tilted.eta,
+        "standard_error": np.sqrt(np.diagonal(inverse @ (centred.T @ centred) @ inverse)),
+        "unconstrained": draws[None],
+        "moments": flat[None],
+        "log_weight": tilted.log_weight[None],
+        "log_normalizer": float(log_normalizer),
+        "ess": float(ess),
+        "rhat": np.nan,
+        "khat": pareto_khat(weight),
+        "num_simulations": count * simulations.shape[1],
+    }
+
+
+def _verdict(
+    problem: Problem,
+    draws: Draws,
+    moments: Float[np.ndarray, "N M"],
+    log_weight: Float[np.ndarray, " N"],
+    errors: Float[np.ndarray, " M"],
+    log_normalizer: float,
+    eta: Float[np.ndarray, " M"],
+) -> Verdict:
+    weight = np.exp(log_weight)
+    mean = weight @ moments
+    scale = np.sqrt(np.maximum(weight @ np.square(moments - mean), 0.0))
+    base_entropy = log_normalizer + float(eta @ (mean - problem.target))
+    log_base = np.asarray(_log_base(problem, draws), float)
+    base_mean = weight @ log_base
+    ess = 1.0 / np.sum(weight**2)
+    return Verdict(
+        mean=mean,
+        scale=scale,
+        standard_error=errors,
+        # H = H_b - E[log b], both in the constrained parameters' measure.
+        entropy=base_entropy - base_mean,
+        entropy_standard_error=float(np.sqrt(weight @ np.square(log_base - base_mean) / ess)),
+        base_entropy=base_entropy,
+        finite_share=1.0,
+        num_draws=len(moments),
+    )
+
+
+def mixture_of_normals(draws: Draws, count: int = BRIDGE_COMPONENTS) -> AbstractDistribution:
+    """Normal distributions of clusters of the draws, twice as wide in variance so that their tails cover the draws'."""
+    points = np.asarray(draws, float)
+    dim = points.shape[1]
+    scale = points.std(axis=0) + 1e-12
+    _, labels = kmeans2(points / scale, count, minit="++", rng=np.random.default_rng(0))
+    sizes = np.bincount(labels, minlength=count)
+    index = np.where(sizes > 2 * dim, np.arange(count), np.argmax(sizes))
+    loc = np.array([points[labels == i].mean(axis=0) for i in index])
+    floor = 1e-6 * np.diag(scale**2)
+    covariance = np.array([2.0 * np.atleast_2d(np.cov(points[labels == i].T)) + floor for i in index])
+    normals = eqx.filter_vmap(MultivariateNormal)(jnp.asarray(loc, float), jnp.asarray(covariance, float))
+    return VmapMixture(normals, jnp.asarray(sizes[index], float))
+
+
+@eqx.filter_jit
+def _prior_simulations(problem: Problem, key: Key, count: int, simulations: int) -> tuple[Draws, Array]:
+    def one(key: Key) -> tuple[Array, Array]:
+        prior_key, noise_key = jax.random.split(key)
+        u = problem.simulator.sample_prior(prior_key)
+        found = jax.vmap(problem.evaluate, (0, None))(jax.random.split(noise_key, simulations), u)
+        return u, found.moments
+
+    return jax.lax.map(one, jax.random.split(key, count), batch_size=1000)
+
+
+@eqx.filter_jit
+def _log_base(problem: Problem, draws: Draws) -> Array:
+    def one(u: Array) -> Array:
+        found = problem.evaluate(jax.random.key(0), u)
+        return found.log_base - found.log_det
+
+    return jax.vmap(one)(draws)
+
+
+@eqx.filter_jit
+def _constrain(problem: Problem, draws: Draws) -> dict[str, Array]:
+    sites = jax.vmap(lambda u: problem.simulator(jax.random.key(0), u).sites)(draws)
+    return {name: sites[name] for name in problem.simulator.names}
