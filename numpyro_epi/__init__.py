@@ -13,7 +13,7 @@ from ._chains import ChainSettings
 from ._dual import DualSolution, solve_dual
 from ._fit import fit
 from ._guide import AutoFlow
-from ._outcome import STATUS, Certificate
+from ._outcome import STATUS, Certificate, Restarts
 from ._problem import Problem, get_problem, list_problems
 from ._property import Constraint, EmergentProperty, Target
 from ._registry import PluginError
@@ -35,6 +35,7 @@ __all__ = [
     "EmergentProperty",
     "PluginError",
     "Problem",
+    "Restarts",
     "Result",
     "Statistic",
     "Target",

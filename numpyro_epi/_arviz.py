@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
+from ._certificate import pareto_khat, weigh
 from ._problem import Problem, list_problems
 from ._simulator import Draw, Simulator
 from ._types import Draws, Key, PerDraw, Scalar, Unconstrained
@@ -82,7 +83,10 @@ def result_groups(
     Returns:
         The groups ``posterior``, ``posterior_predictive``, ``sample_stats``, ``prior``, ``prior_predictive``,
         ``sample_stats_prior``, ``constant_data`` and ``optimization``, and the root attributes. An improper prior
-        cannot be drawn from, so its three groups are left out. Cost: ``num_chains * num_draws`` simulations, twice.
+        cannot be drawn from, so its three groups are left out. ``sample_stats`` holds normalised log weights of the
+        draws: ``log_importance_weight`` towards the solution at the multipliers, and ``log_weight``, tilted on so that the
+        weighted statistics meet the targets exactly. After several restarts the group ``restarts`` has one chain of
+        parameters for each: its R-hat says whether they agree. Cost: ``num_chains * num_draws`` simulations, twice.
 
     Raises:
         ValueError: If a count is not positive.
@@ -91,8 +95,11 @@ def result_groups(
         raise ValueError(f"Expected at least one chain and one draw; got {num_chains} chains of {num_draws} draws.")
     shape, problem = (num_chains, num_draws), result.problem
     guide_key, prior_key = jax.random.split(key)
-    measured = _from_guide(problem, result.flow, guide_key, math.prod(shape))
+    measured, draws = _from_guide(problem, result.flow, guide_key, math.prod(shape))
     groups = _draw_groups(problem, measured, shape, ("posterior", "posterior_predictive", "sample_stats"))
+    groups["sample_stats"] = _with_weights(result, groups["sample_stats"], measured, draws, guide_key)
+    if getattr(result, "restarts", None) is not None:
+        groups["restarts"] = _restarts(result, guide_key, num_draws)
     try:
         measured = _from_prior(problem, prior_key, math.prod(shape))
     except NotImplementedError:  # NumPyro's word for an improper prior.
@@ -225,14 +232,15 @@ def _measure(problem: Problem, key: Key, unconstrained: Unconstrained) -> _Measu
     return _Measured(draw, values, finite, draw.log_prior)
 
 
-def _from_guide(problem: Problem, flow: Any, key: Key, num_draws: int) -> _Measured:
+def _from_guide(problem: Problem, flow: Any, key: Key, num_draws: int) -> tuple[_Measured, Draws]:
     @eqx.filter_jit
     def sample(flow, key):
         flow_key, noise_key = jax.random.split(key)
         unconstrained, log_q = flow.sample_and_log_prob(flow_key, (num_draws,))
         found = _batch(problem, noise_key, unconstrained)
         log_density = log_q - found.draw.log_det
-        return found._replace(log_density=log_density, finite=found.finite & jnp.isfinite(log_density))
+        found = found._replace(log_density=log_density, finite=found.finite & jnp.isfinite(log_density))
+        return found, unconstrained
 
     return jax.device_get(sample(flow, key))
 
@@ -266,6 +274,43 @@ def _draw_groups(
     stats = {"lp": measured.log_density, "log_prior": measured.draw.log_prior, "finite": measured.finite}
     quality = {name: _variable(name, values, {"kind": "quality"}) for name, values in stats.items()}
     return {name: _dataset(group, shape) for name, group in zip(names, (parameters, predicted, quality), strict=True)}
+
+
+def _with_weights(result: Exportable, stats: xr.Dataset, measured: _Measured, draws: Draws, key: Key) -> xr.Dataset:
+    """Add the draws' log weights, and what they are worth as attributes."""
+    problem, eta = result.problem, np.asarray(result.constraints["multiplier"], float)
+    if not (np.all(np.isfinite(eta)) and np.any(measured.finite)):
+        return stats
+    moments = np.asarray(jax.vmap(problem.property.moments)(measured.values), float)
+    log_weight, tilted = weigh(jax.random.fold_in(key, 1), problem, result.flow, draws, moments, eta)
+    shape = tuple(stats.sizes[dim] for dim in SAMPLE_DIMS)
+    attrs = {
+        "ess": float(1.0 / np.sum(np.exp(2 * tilted.log_weight))),
+        "khat": pareto_khat(np.exp(tilted.log_weight)),
+        "meets_targets": int(tilted.reached),
+    }
+    columns = {"log_importance_weight": (log_weight, {}), "log_weight": (tilted.log_weight, attrs)}
+    return stats.assign(
+        {name: (SAMPLE_DIMS, v.reshape(shape), {"kind": "quality", **a}) for name, (v, a) in columns.items()}
+    )
+
+
+def _restarts(result: Any, key: Key, num_draws: int) -> xr.Dataset:
+    """Parameters drawn from every restart's guide, one chain each."""
+    problem, restarts = result.problem, result.restarts
+    found = [
+        _from_guide(problem, flow, jax.random.fold_in(key, 2 + i), num_draws)[0]
+        for i, flow in enumerate(restarts.flows)
+    ]
+    sites = {
+        name: _variable(name, np.concatenate([f.draw.sites[name] for f in found]), {"kind": "parameter"})
+        for name in problem.simulator.names
+    }
+    dataset = _dataset(sites, (len(found), num_draws))
+    by_chain = {"corrected": restarts.corrected, "standard_error": restarts.standard_error, "share": restarts.shares}
+    dataset = dataset.assign({n: ("chain", np.asarray(v), {"kind": "restart"}) for n, v in by_chain.items()})
+    dataset = dataset.assign(status=("chain", np.array(restarts.statuses), {"kind": "restart"}))
+    return dataset.assign_attrs(draws="Chains are restarts, drawn independently from each one's own guide.")
 
 
 def _predicted(statistic: Statistic, values: Array | np.ndarray) -> _Variable:

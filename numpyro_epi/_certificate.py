@@ -24,6 +24,7 @@ from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float
 
 from ._chains import begins_at_base
+from ._loop import masked_moments
 from ._outcome import Certificate
 from ._problem import Problem
 from ._result import Result
@@ -61,14 +62,25 @@ class Tilt(NamedTuple):
 
 
 def tilt(
-    log_weight: Float[np.ndarray, " N"], moments: Float[np.ndarray, "N M"], target: Float[np.ndarray, " M"]
+    log_weight: Float[np.ndarray, " N"],
+    moments: Float[np.ndarray, "N M"],
+    target: Float[np.ndarray, " M"],
+    *,
+    noise: Float[np.ndarray, "N M M"] | None = None,
+    eta: Float[np.ndarray, " M"] | None = None,
 ) -> Tilt:
     """Minimise the weighted dual: the one exponential tilt of the draws whose weighted means are the targets.
+
+    Where ``moments`` are means over simulations whose noise is in the weights too, a weighted mean of them is biased:
+    ``E exp(-eta . m) m = exp(-eta . T + eta' S eta / 2) (T - S eta)`` for normal noise of covariance ``S``, so ``S eta`` is
+    added to each.
 
     Args:
         log_weight: Log weights, any constant added.
         moments: ``T`` of the draws.
         target: Wanted means.
+        noise: ``S`` of every draw; none where the moments' noise is not in the weights.
+        eta: Multipliers that are in the weights already, with ``noise`` only.
 
     Returns:
         The tilt; ``reached`` is false where the targets lie outside what the draws span.
@@ -81,25 +93,34 @@ def tilt(
     mean = weight @ moments
     scale = np.sqrt(np.maximum(weight @ np.square(moments - mean), np.finfo(float).tiny))
     columns = (moments - target) / scale
+    spread = None if noise is None else noise / scale[:, None] / scale
+    begin = np.zeros(len(target)) if eta is None else eta * scale
 
-    def dual(eta: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
-        exponent = log_weight - columns @ eta
+    def dual(step: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        exponent, slope = log_weight - columns @ step, columns
+        if spread is not None:
+            pushed = spread @ (begin + step)
+            exponent = exponent - 0.5 * (pushed @ (begin + step) - (spread @ begin) @ begin)
+            slope = columns + pushed
         value = scipy.special.logsumexp(exponent)
         tilted = np.exp(exponent - value)
-        mean = tilted @ columns
-        return value, -mean, (columns * tilted[:, None]).T @ columns - np.outer(mean, mean)
+        mean = tilted @ slope
+        curvature = (slope * tilted[:, None]).T @ slope - np.outer(mean, mean)
+        if spread is not None:
+            curvature = curvature - np.einsum("n,nij->ij", tilted, spread)
+        return value, -mean, curvature, exponent - value
 
     found = scipy.optimize.minimize(
-        lambda eta: dual(eta)[:2],
+        lambda step: dual(step)[:2],
         np.zeros(len(target)),
         jac=True,
-        hess=lambda eta: dual(eta)[2],
+        hess=lambda step: dual(step)[2],
         method="trust-exact",
         options={"gtol": 1e-6, "maxiter": 200},
     )
-    value, gradient, _ = dual(found.x)
+    value, gradient, _, log_weight = dual(found.x)
     reached = bool(np.all(np.isfinite(found.x)) and np.max(np.abs(gradient)) < 1e-4)
-    return Tilt(found.x / scale, log_weight - columns @ found.x - value, value, reached)
+    return Tilt(found.x / scale, log_weight, value, reached)
 
 
 def certify(key: Key, result: Result, *, others: Sequence[Result] = (), num_draws: int | None = None) -> Certificate:
@@ -170,45 +191,86 @@ def assess(
     if solution is not None:
         every = max(1, len(solution) // count)
         parts.append(solution[::every][:count])
-    found = _evaluate(problem, (flow, *others), wide, jnp.concatenate(parts), key, eta, simulations)
+    found = _evaluate(problem, (flow, *others), wide, jnp.concatenate(parts), key, simulations)
     columns = _Columns(*(np.asarray(column, float) for column in found))
     source = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return _weigh(problem, columns, source, np.asarray(eta, float), solution is not None, simulations)
 
 
+def weigh(
+    key: Key,
+    problem: Problem,
+    flow: AbstractDistribution,
+    draws: Draws,
+    moments: Float[np.ndarray, "N M"],
+    eta: Float[np.ndarray, " M"],
+) -> tuple[Float[np.ndarray, " N"], Tilt]:
+    """Weigh draws of a guide towards ``p_eta``, and tilt them on until they have the property exactly.
+
+    Args:
+        key: For the simulations that average the noise of ``E[T | u]``.
+        problem: The question.
+        flow: The guide's flow.
+        draws: Its draws, in unconstrained coordinates.
+        moments: ``T`` of one simulation of each, whose weighted means shall be the targets.
+        eta: Multipliers.
+
+    Returns:
+        Normalised log importance weights ``exp(-eta . T) base / q``, and the tilt from there.
+    """
+    simulations = NUM_SIMULATIONS if problem.simulator.noise else 1
+    found = _Columns(*(np.asarray(c, float) for c in _evaluate(problem, (flow,), None, draws, key, simulations)))
+    correction = _correction(found.noise, eta)
+    log_weight = found.log_base - (found.moments - problem.target) @ eta - correction - found.log_guides[0]
+    usable = np.isfinite(log_weight) & np.isfinite(moments).all(axis=1)
+    log_weight = np.where(usable, log_weight, -np.inf)
+    log_weight = log_weight - scipy.special.logsumexp(log_weight)
+    return log_weight, tilt(log_weight, np.where(usable[:, None], moments, problem.target), problem.target)
+
+
 class _Columns(NamedTuple):
-    """Columns by draw: log densities of the guides [K, N] and of the defensive proposal, moments, log base, correction."""
+    """By draw: log densities of the guides [K, N] and of the defensive proposal, moments, their noise's covariance, log base."""
 
     log_guides: np.ndarray
     log_defence: np.ndarray
     moments: np.ndarray
+    noise: np.ndarray
     log_base: np.ndarray
-    correction: np.ndarray
+
+
+def _correction(noise: np.ndarray, eta: np.ndarray) -> np.ndarray:
+    """``eta' S eta / 2``, nats, which is taken off the exponent: see `_chains`."""
+    return 0.5 * (noise @ eta) @ eta if noise.shape[-1] == len(eta) else np.zeros(len(noise))
 
 
 def _weigh(
     problem: Problem, found: _Columns, source: np.ndarray, eta: np.ndarray, has_solution: bool, simulations: int
 ) -> Certificate:
     target = problem.target
-    slack = found.log_base - (found.moments - target) @ eta - found.correction
-    # A failed simulation has no mass.
-    log_p = np.where(np.isfinite(slack), slack, -np.inf)
-    moments = np.where(np.isfinite(slack)[:, None], found.moments, target)
+    usable = np.isfinite(found.log_base) & np.isfinite(found.moments).all(axis=1)
+    moments = np.where(usable[:, None], found.moments, target)
+    noise = np.where(usable[:, None, None], found.noise, 0.0)
+
+    def exponent(eta: np.ndarray) -> np.ndarray:
+        # A failed simulation has no mass.
+        return np.where(usable, found.log_base - (moments - target) @ eta - _correction(noise, eta), -np.inf)
+
+    log_p = exponent(eta)
     densities = np.vstack([found.log_guides, found.log_defence[None]])
     counts = np.bincount(source, minlength=len(densities) + has_solution).astype(float)
     log_mixture, log_z = _balance(densities, log_p, counts, has_solution)
     log_weight = log_p - log_mixture
-    tilted = tilt(log_weight, moments, target)
+    tilted = tilt(log_weight, moments, target, noise=noise if simulations > 1 else None, eta=eta)
     if tilted.reached:
         eta, log_w, log_z = eta + tilted.eta, tilted.log_weight, log_z + tilted.log_normalizer
-        log_p = log_p - (moments - target) @ tilted.eta
+        log_p = exponent(eta)
     else:
         log_w = log_weight - scipy.special.logsumexp(log_weight)
     weight = np.exp(log_w)
     ess = 1.0 / np.sum(weight**2)
     own = (source == 0) & np.isfinite(log_p)
     # The guide's own distance is linear in T: nothing to correct for.
-    distance = found.log_guides[0][own] - log_p[own] - found.correction[own]
+    distance = found.log_guides[0][own] - log_p[own] - _correction(noise, eta)[own]
     gap = float(np.mean(distance) + log_z)
     variance = np.var(distance) / own.sum() + max(1.0 / ess - 1.0 / len(weight), 0.0)
     elsewhere = weight[source > 0]
@@ -319,24 +381,21 @@ def _evaluate(
     wide: tuple[Array, Array] | None,
     u: Draws,
     key: Key,
-    eta: np.ndarray,
     simulations: int,
 ) -> tuple[Array, ...]:
     log_guides = jnp.stack([flow.log_prob(u) for flow in flows])
-    multipliers = jnp.asarray(eta, u.dtype)
 
     def one(key: Key, u: Float[Array, " D"]) -> tuple[Array, Array, Array]:
         found = jax.vmap(problem.evaluate, (0, None))(jax.random.split(key, simulations), u)
-        mean = jnp.mean(found.moments, axis=0)
-        # E exp(-eta . mean) = exp(-eta . T + variance / 2 n): see `_dual`.
-        correction = (
-            0.5 * jnp.var(found.moments @ multipliers, ddof=1) / simulations if simulations > 1 else jnp.zeros(())
-        )
-        return mean, found.log_base[0], correction
+        if simulations == 1:
+            # Without noise, one zero stands for the matrix.
+            return found.moments[0], jnp.zeros((1, 1), u.dtype), found.log_base[0]
+        mean, covariance = masked_moments(found.moments, jnp.ones(simulations, u.dtype))
+        return mean, covariance / simulations, found.log_base[0]
 
     # In pieces, so that memory does not grow with the number of draws.
-    moments, log_base, correction = jax.lax.map(
+    moments, noise, log_base = jax.lax.map(
         lambda pair: one(*pair), (jax.random.split(key, u.shape[0]), u), batch_size=1000
     )
     log_defence = log_base if wide is None else jax.scipy.stats.norm.logpdf(u, *wide).sum(axis=1)
-    return log_guides, log_defence, moments, log_base, correction
+    return log_guides, log_defence, moments, noise, log_base

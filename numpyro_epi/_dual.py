@@ -7,7 +7,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.special
 from flowjax.distributions import AbstractDistribution, MultivariateNormal, VmapMixture
 from jaxtyping import Array, Float
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
@@ -25,9 +24,6 @@ if TYPE_CHECKING:
 
 REWEIGHT_DRAWS, NOISY_REWEIGHT_DRAWS, REWEIGHT_SIMULATIONS = 200_000, 20_000, 16
 """Prior draws that ``method="reweight"`` weighs; with simulator noise fewer, each simulated so many times."""
-
-NOISE_ITERATIONS = 5
-"""Times that the noise's part of the exponent is measured again at the new multipliers."""
 
 BRIDGE_COMPONENTS = 12
 """Normal distributions, fitted to the draws, that bridge to the normaliser."""
@@ -49,7 +45,8 @@ class DualSolution(eqx.Module):
         eta: Lagrange multipliers, shape [M], each in the inverse of its moment's unit.
         standard_error: Of ``eta``, shape [M].
         unconstrained: Draws in unconstrained coordinates, shape [chains, draws, D].
-        moments: ``T`` of the draws, a mean over several simulations where the model has noise, shape [chains, draws, M].
+        moments: Unbiased estimates of ``T`` at the draws, of several simulations each where the model has noise, shape
+            [chains, draws, M].
         log_weight: Log weights of the draws, which sum to one and meet the targets exactly, shape [chains, draws].
         log_normalizer: ``D(eta)``, log of the integral of ``base exp(-eta . (T - target))``, nats: the most that
             ``-KL(q || base)`` can be.
@@ -255,27 +252,31 @@ def _by_weights(problem: Problem, key: Key) -> dict[str, Any]:
     if not len(draws):
         raise ValueError("Expected finite simulations; got none among the prior's draws. See problem.check(key).")
     flat: np.ndarray = simulations.mean(axis=1)
-    correction = np.zeros(len(simulations))
-    for _ in range(NOISE_ITERATIONS if noisy else 1):
-        tilted = tilt(-correction, flat, problem.target)
-        if noisy:
-            # E exp(-eta . mean) = exp(-eta . T + variance / 2 number): see `_chains`.
-            correction = 0.5 * np.var(simulations @ tilted.eta, axis=1, ddof=1) / simulations.shape[1]
+    noise = None
+    if noisy:
+        deviations = simulations - flat[:, None]
+        noise = np.einsum("nsi,nsj->nij", deviations, deviations) / (simulations.shape[1] * (simulations.shape[1] - 1))
+    tilted = tilt(np.zeros(len(flat)), flat, problem.target, noise=noise)
     weight = np.exp(tilted.log_weight)
     ess = 1.0 / np.sum(weight**2)
-    centred = (flat - problem.target) * weight[:, None]
+    slopes = flat - problem.target if noise is None else flat - problem.target + noise @ tilted.eta
+    centred = slopes * weight[:, None]
     errors = np.sqrt(np.sum(centred**2, axis=0))
-    covariance = centred.T @ (flat - problem.target)
+    covariance = centred.T @ slopes
+    if noise is not None:
+        covariance = covariance - np.einsum("n,nij->ij", weight, noise)
     inverse = np.linalg.pinv(covariance, hermitian=True)
-    log_normalizer = tilted.log_normalizer + scipy.special.logsumexp(-correction) - np.log(count)
+    log_normalizer = tilted.log_normalizer + np.log(len(flat) / count)
     status = STATUS.satisfied if tilted.reached and ess >= MIN_ESS else STATUS.unsatisfied
     return {
         "status": status,
-        "verdict": _verdict(problem, draws, flat, tilted.log_weight, errors, log_normalizer, tilted.eta),
+        "verdict": _verdict(
+            problem, draws, slopes + problem.target, tilted.log_weight, errors, log_normalizer, tilted.eta
+        ),
         "eta": tilted.eta,
         "standard_error": np.sqrt(np.diagonal(inverse @ (centred.T @ centred) @ inverse)),
         "unconstrained": draws[None],
-        "moments": flat[None],
+        "moments": (slopes + problem.target)[None],
         "log_weight": tilted.log_weight[None],
         "log_normalizer": float(log_normalizer),
         "ess": float(ess),

@@ -4,29 +4,29 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flowjax.distributions import AbstractDistribution, Transformed
-from jaxtyping import Array, PyTree
-from scipy.cluster.vq import kmeans2
+from flowjax.distributions import AbstractDistribution
 from tqdm.auto import tqdm
 
 from . import _optimizer, flows, starts
+from ._begin import begin_flow, num_components
 from ._certificate import assess, cost
 from ._fresh import measure
 from ._keys import checked_key, key_text
-from ._loop import EpochRecord, Loop, LoopState, combine, partition, share_programs
+from ._loop import EpochRecord, Loop, LoopState, partition
 from ._outcome import STATUS, Verdict
 from ._problem import Problem
+from ._restarts import Candidates, Fleet, rank
 from ._result import Result
-from ._types import Draws, Key, Metric, Moments
+from ._types import Key, Metric, Moments
 from .multipliers import AbstractMultiplierRule, Natural
-from .objectives import AbstractObjective, Anchored, Pathwise, mean_log_density
+from .objectives import AbstractObjective, Anchored, Pathwise
 
 NUM_CHUNKS = 20
 """Times a run may report, stop early or be interrupted."""
@@ -44,11 +44,8 @@ MAX_DISTANCE = 0.5
 START_BATCHES = 8
 """Batches that measure the guide before the first step."""
 
-MAX_COMPONENTS, MIN_DRAWS_PER_COMPONENT = 16, 100
-"""Most components of a mixture base, and the fewest draws that one must stand on."""
-
-LIKELIHOOD_STEPS, LIKELIHOOD_DRAWS = 1000, 500
-"""Steps that fit a flow to a start's draws, and draws in each."""
+MAX_PROPOSALS = 4
+"""Most guides whose draws a certificate weighs: the chosen one and the best other restarts."""
 
 MAX_CERTIFICATE_SHARE = 0.2
 """Most model runs of a certificate that nobody asked for, as a share of the loop's own."""
@@ -69,6 +66,7 @@ def fit(
     optimizer: optax.GradientTransformation | None = None,
     num_draws: int = 500,
     max_steps: int = 3000,
+    num_restarts: int = 1,
     tolerance: float = 0.05,
     certify: bool | None = None,
     progress: bool | None = None,
@@ -85,6 +83,8 @@ def fit(
         optimizer: Any optax optimiser; by default Adam with a cosine learning rate and global-norm clipping.
         num_draws: Draws a step, each of them simulated once.
         max_steps: Most optimiser steps; a run whose guide is nearly exact stops earlier.
+        num_restarts: Flows that are fitted from one start, each with noise of its own, in one compiled program; the one nearest
+            to the optimum is returned, or a mixture of them where that is nearer. See `Result.restarts`.
         tolerance: How near every mean must be to its target, in standard deviations of its statistic.
         certify: Estimate at the end how far the answer can be from the optimum; by default where that takes at most a fifth
             of the simulations that the run has taken.
@@ -99,143 +99,121 @@ def fit(
     """
     began = time.perf_counter()
     key = checked_key(key)
-    _check_arguments(problem, num_draws=num_draws, max_steps=max_steps, tolerance=tolerance)
+    _check_arguments(problem, num_draws=num_draws, max_steps=max_steps, num_restarts=num_restarts, tolerance=tolerance)
     keys = jax.random.split(key, 5)
     begin = (starts.default(problem) if start is None else start)(keys[0], problem)
-    fitted = _begin_flow(keys[1], flow, begin, problem.dim)
-    parameters, static = partition(fitted)
     if begin.eta is not None:
         objective = Anchored(objective, begin.draws)
     optimizer = optimizer or _optimizer.default(max_steps)
     annealed = rule.anneals and begin.eta is None
-    loop = Loop(problem, static, objective, rule, optimizer, num_draws, int(0.6 * max_steps) if annealed else 0)
-    first = measure(problem, fitted, keys[2], START_BATCHES, num_draws)
-    state = LoopState(
-        parameters=parameters,
-        optimizer=optimizer.init(parameters),
-        rule=_begin_rule(rule, keys[3], jnp.asarray(first.covariance, float), begin.eta),
-        start_moments=jnp.asarray(first.mean, float),
-        remaining=jnp.asarray(1.0 if annealed else 0.0, float),
-        key=keys[4],
-        step=jnp.zeros((), int),
-    )
-    budget = max_steps if first.finite_share > 0 else 0
+    settings = _Settings(problem, objective, rule, optimizer, num_draws, int(0.6 * max_steps) if annealed else 0)
+    begun = [
+        settings.begin(begin_flow(one[1], flow, begin, problem.dim), begin, one)
+        for one in _restart_keys(keys, num_restarts)
+    ]
+    fleet = Fleet.of([loop for loop, _, _ in begun])
+    budget = max_steps if all(finite_share > 0 for *_, finite_share in begun) else 0
     verdict_key = jax.random.fold_in(keys[2], 1)
 
-    def judge(state: LoopState, epochs: int) -> Verdict:
+    def judge(states: list[LoopState], epochs: int) -> list[Verdict]:
         # Every look at the run takes draws of its own.
-        flow, key = combine(state.parameters, static), jax.random.fold_in(verdict_key, epochs)
-        return measure(problem, flow, key, FRESH_BATCHES, num_draws).verdict()
+        key = jax.random.fold_in(verdict_key, epochs)
+        return [measure(problem, f, key, FRESH_BATCHES, num_draws).verdict() for f in fleet.flows(states)]
 
-    state, records, verdict = _run(loop, state, budget, judge, tolerance=tolerance, progress=_shows(progress))
-    fitted = combine(state.parameters, static)
-    status = _status(problem, verdict, records, tolerance)
-    eta = begin.eta if begin.eta is not None else _late_multipliers(state, records)
+    states, records, verdicts = _run(
+        fleet, [state for _, state, _ in begun], budget, judge, tolerance=tolerance, progress=_shows(progress)
+    )
+    statuses = [_status(problem, v, r, tolerance) for v, r in zip(verdicts, records, strict=True)]
+    late = [_late_multipliers(state, record) for state, record in zip(states, records, strict=True)]
+    eta = np.asarray(begin.eta if begin.eta is not None else np.median(late, axis=0), float)
+    found = Candidates(fleet.flows(states), verdicts, statuses)
+    restarts = None
+    if num_restarts > 1:
+        found, restarts = rank(
+            jax.random.fold_in(keys[2], 4), problem, found, eta, measure_with=(FRESH_BATCHES, num_draws)
+        )
+    fitted, verdict, status = found.flows[0], found.verdicts[0], found.statuses[0]
+    if restarts is not None and restarts.mixed:
+        status = _status(problem, verdict, records[restarts.chosen], tolerance)
+    steps = int(states[0].step)
     if begin.eta is None and status is STATUS.satisfied:
-        num_batches = max(FRESH_BATCHES, int(state.step) // STEPS_PER_BATCH)
-        found = measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws)
-        read, distance = found.multipliers(problem.target)
+        num_batches = max(FRESH_BATCHES, steps // STEPS_PER_BATCH)
+        shown = measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws)
+        read, distance = shown.multipliers(problem.target)
         eta = read if distance < MAX_DISTANCE else eta
-    eta = np.asarray(eta, float)
     certificate = None
-    if _certifies(certify, problem, begin, simulations=int(state.step) * num_draws) and np.all(np.isfinite(eta)):
-        solution = begin.draws if begin.eta is not None else None
-        certificate = assess(jax.random.fold_in(keys[2], 3), problem, fitted, eta, solution=solution)
+    proposals = 1 + min(len(found.flows), MAX_PROPOSALS) + (begin.eta is not None)
+    simulations = num_restarts * steps * num_draws
+    if _certifies(certify, problem, proposals, simulations=simulations) and np.all(np.isfinite(eta)):
+        certificate = assess(
+            jax.random.fold_in(keys[2], 3),
+            problem,
+            fitted,
+            eta,
+            solution=begin.draws if begin.eta is not None else None,
+            others=found.flows[1:MAX_PROPOSALS],
+        )
     return Result(
         problem=problem,
         flow=fitted,
         status=status,
         verdict=verdict,
-        eta=eta,
-        records=_history(records, problem),
+        eta=np.asarray(eta, float),
+        records=_history(records[restarts.chosen if restarts else 0], problem),
         settings={
             "num_draws": num_draws,
             "max_steps": max_steps,
-            "steps": int(state.step),
+            "steps": steps,
             "tolerance": tolerance,
+            "num_restarts": num_restarts,
             "start_message": begin.message,
             "flow": repr(flow) if isinstance(flow, eqx.Module) else getattr(flow, "__qualname__", repr(flow)),
             "rule": repr(rule),
             "num_components": num_components(begin),
+            "num_mixed": restarts.num_mixed if restarts else 1,
         },
         seconds=time.perf_counter() - began,
         seed=key_text(key),
         certificate=certificate,
+        restarts=restarts,
     )
 
 
-def _certifies(asked: bool | None, problem: Problem, begin: starts.Start, *, simulations: int) -> bool:
-    if asked is not None:
-        return asked
-    return cost(problem, 2 if begin.eta is None else 3) <= MAX_CERTIFICATE_SHARE * simulations
+class _Settings(NamedTuple):
+    """What all restarts of a run have in common."""
 
+    problem: Problem
+    objective: AbstractObjective
+    rule: AbstractMultiplierRule
+    optimizer: optax.GradientTransformation
+    num_draws: int
+    anneal_steps: int
 
-def num_components(begin: starts.Start) -> int:
-    """Components of the flow's base: a mixture where the start's draws are fitted, one normal elsewhere."""
-    return min(MAX_COMPONENTS, len(begin.draws) // MIN_DRAWS_PER_COMPONENT) if begin.fit_draws else 1
-
-
-def build_flow(key: Key, builder: flows.FlowBuilder, dim: int, components: int) -> Transformed:
-    """A flow of the shape that `fit` trains, before it is moved anywhere.
-
-    Raises:
-        ValueError: If the builder returns something else than a flowjax distribution of shape ``(dim,)``.
-    """
-    built = builder(key, dim)
-    if not isinstance(built, AbstractDistribution):
-        raise TypeError(f"Expected flow(key, dim) to return a flowjax distribution; got {type(built).__name__}.")
-    if built.shape != (dim,) or built.cond_shape is not None:
-        raise ValueError(
-            f"Expected an unconditional flow of shape {(dim,)}; got shape {built.shape}, condition {built.cond_shape}. "
-            f"Build it with dim={dim}."
+    def begin(self, flow: AbstractDistribution, begin: starts.Start, keys: Key) -> tuple[Loop, LoopState, float]:
+        """The loop and first state of one restart, and the share of its first draws that are finite."""
+        parameters, static = partition(flow)
+        first = measure(self.problem, flow, keys[2], START_BATCHES, self.num_draws)
+        state = LoopState(
+            parameters=parameters,
+            optimizer=self.optimizer.init(parameters),
+            rule=_begin_rule(self.rule, keys[3], jnp.asarray(first.covariance, float), begin.eta),
+            start_moments=jnp.asarray(first.mean, float),
+            remaining=jnp.asarray(1.0 if self.anneal_steps else 0.0, float),
+            key=keys[4],
+            step=jnp.zeros((), int),
         )
-    if components > 1 and isinstance(built, Transformed):
-        ones = jnp.ones((components, dim))
-        built = flows.with_mixture_base(built, 0 * ones, ones, jnp.ones(components))
-    return share_programs(flows.with_affine(built, jnp.zeros(dim), jnp.eye(dim)))
+        loop = Loop(self.problem, static, self.objective, self.rule, self.optimizer, self.num_draws, self.anneal_steps)
+        return loop, state, first.finite_share
 
 
-def _begin_flow(key: Key, builder: flows.FlowBuilder, begin: starts.Start, dim: int) -> AbstractDistribution:
-    """Move a new flow to the start's draws."""
-    build_key, fit_key = jax.random.split(key)
-    components = num_components(begin)
-    built = build_flow(build_key, builder, dim, components)
-    draws = np.asarray(begin.draws, float)
-    loc = draws.mean(axis=0)
-    cholesky = np.linalg.cholesky(np.atleast_2d(np.cov(draws.T)) + 1e-9 * np.eye(dim))
-    inner = built.base_dist
-    if components > 1 and isinstance(inner, Transformed):
-        whitened = np.linalg.solve(cholesky, (draws - loc).T).T
-        inner = flows.with_mixture_base(inner, *_clusters(whitened, components))
-    moved = share_programs(flows.with_affine(inner, jnp.asarray(loc, float), jnp.asarray(cholesky, float)))
-    return _fit_draws(fit_key, moved, begin.draws) if begin.fit_draws else moved
+def _restart_keys(keys: Key, num_restarts: int) -> list[Key]:
+    """Keys of each restart; the first one's are those of a run without restarts."""
+    more = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, 1000 + i))(keys) for i in range(1, num_restarts)]
+    return [keys, *more]
 
 
-def _clusters(draws: np.ndarray, count: int) -> tuple[Array, Array, Array]:
-    """Centres, spreads and shares of clusters of the draws: each separate mode gets some of its own."""
-    centres, labels = kmeans2(draws, count, minit="++", rng=np.random.default_rng(0))
-    sizes = np.bincount(labels, minlength=count)
-    # A cluster of one draw has no spread: the largest stands in, so that the number is known before the draws are.
-    index = np.where(sizes > 1, np.arange(count), np.argmax(sizes))
-    spreads = np.array([draws[labels == i].std(axis=0) + 1e-3 for i in index])
-    return jnp.asarray(centres[index], float), jnp.asarray(spreads, float), jnp.asarray(sizes[index], float)
-
-
-@eqx.filter_jit
-def _fit_draws(key: Key, flow: AbstractDistribution, draws: Draws) -> AbstractDistribution:
-    """Maximum likelihood: minimise the forward KL of the draws."""
-    parameters, static = partition(flow)
-    optimizer = _optimizer.default(LIKELIHOOD_STEPS, final_rate=0.3)
-
-    def step(carry: tuple[PyTree, PyTree], key: Key) -> tuple[tuple[PyTree, PyTree], None]:
-        parameters, state = carry
-        gradient = jax.grad(lambda p: -mean_log_density(key, combine(p, static), draws, LIKELIHOOD_DRAWS))(parameters)
-        updates, state = optimizer.update(gradient, state, parameters)
-        return (optax.apply_updates(parameters, updates), state), None
-
-    keys = jax.random.split(key, LIKELIHOOD_STEPS)
-    (parameters, _), _ = jax.lax.scan(step, (parameters, optimizer.init(parameters)), keys)
-    return combine(parameters, static)
+def _certifies(asked: bool | None, problem: Problem, num_proposals: int, *, simulations: int) -> bool:
+    return cost(problem, num_proposals) <= MAX_CERTIFICATE_SHARE * simulations if asked is None else asked
 
 
 def _begin_rule(rule: AbstractMultiplierRule, key: Key, covariance: Metric, eta: Moments | None) -> Any:
@@ -244,35 +222,46 @@ def _begin_rule(rule: AbstractMultiplierRule, key: Key, covariance: Metric, eta:
 
 
 def _run(
-    loop: Loop,
-    state: LoopState,
+    fleet: Fleet,
+    states: list[LoopState],
     max_steps: int,
-    judge: Callable[[LoopState, int], Verdict],
+    judge: Callable[[list[LoopState], int], list[Verdict]],
     *,
     tolerance: float,
     progress: bool,
-) -> tuple[LoopState, EpochRecord | None, Verdict]:
-    """Run chunks of epochs until the budget is spent, or the guide is nearly exact and fresh draws say so too."""
+) -> tuple[list[LoopState], list[EpochRecord | None], list[Verdict]]:
+    """Run chunks of epochs until the budget is spent, or every guide is nearly exact and fresh draws say so too."""
+    loop = fleet.loop
     steps_per_epoch = loop.rule.steps_per_epoch
     num_epochs = math.ceil(max_steps / steps_per_epoch)
     per_chunk = max(1, math.ceil(num_epochs / NUM_CHUNKS))
     num_chunks = math.ceil(num_epochs / per_chunk)
-    found: list[EpochRecord] = []
-    verdict: Verdict | None = None
+    found: list[list[EpochRecord]] = []
+    verdicts: list[Verdict] = []
+
+    def satisfied() -> bool:
+        return bool(verdicts) and all(np.all(v.satisfies(loop.problem.target, tolerance)) for v in verdicts)
+
     with tqdm(total=num_chunks * per_chunk * steps_per_epoch, disable=not progress, unit="step") as bar:
+        state = fleet.stack(states)
+        run_epochs = fleet.compile(state, per_chunk)
         for chunk in range(num_chunks):
-            state, chunk_records = loop.run_epochs(state, per_chunk)
-            found.append(jax.device_get(chunk_records))
+            state, records = run_epochs(state)
+            found.append(fleet.split(jax.device_get(records)))
             bar.update(per_chunk * steps_per_epoch)
-            bar.set_postfix_str(_progress(found[-1], loop.problem), refresh=False)
-            if float(state.remaining) == 0.0 and _close(found[-1], loop.problem, tolerance):
-                verdict = judge(state, chunk)
-                if np.all(verdict.satisfies(loop.problem.target, tolerance)):
+            bar.set_postfix_str(_progress(found[-1][0], loop.problem), refresh=False)
+            arrived = np.all(np.asarray(state.remaining) == 0.0)
+            if arrived and all(_close(each, loop.problem, tolerance) for each in found[-1]):
+                verdicts = judge(fleet.split(state), chunk)
+                if satisfied():
                     break
-    records = jax.tree.map(lambda *chunks: np.concatenate(chunks), *found) if found else None
-    if verdict is None or not np.all(verdict.satisfies(loop.problem.target, tolerance)) or len(found) == num_chunks:
-        verdict = judge(state, num_chunks)
-    return state, records, verdict
+    states = fleet.split(state)
+    if not satisfied() or len(found) == num_chunks:
+        verdicts = judge(states, num_chunks)
+    if not found:
+        return states, [None] * len(states), verdicts
+    joined = [jax.tree.map(lambda *chunks: np.concatenate(chunks), *each) for each in zip(*found, strict=True)]
+    return states, joined, verdicts
 
 
 def _progress(records: EpochRecord, problem: Problem) -> str:
@@ -339,10 +328,11 @@ def _shows(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
 
 
-def _check_arguments(problem: Problem, *, num_draws: int, max_steps: int, tolerance: float) -> None:
+def _check_arguments(problem: Problem, *, num_draws: int, max_steps: int, num_restarts: int, tolerance: float) -> None:
     if not isinstance(problem, Problem):
         raise TypeError(f"Expected a Problem; got {type(problem).__name__}. Write fit(key, Problem(model, property)).")
-    for name, count, least in (("num_draws", num_draws, 4), ("max_steps", max_steps, 1)):
+    counts = (("num_draws", num_draws, 4), ("max_steps", max_steps, 1), ("num_restarts", num_restarts, 1))
+    for name, count, least in counts:
         if isinstance(count, bool) or not isinstance(count, int) or count < least:
             raise ValueError(f"Expected {name} to be an integer >= {least}; got {count!r}.")
     if not 0 < tolerance < math.inf:

@@ -101,7 +101,7 @@ class Loop(eqx.Module):
     @eqx.filter_jit
     def run_epochs(self, state: LoopState, num_epochs: int) -> tuple[LoopState, EpochRecord]:
         """Run a fixed number of epochs; the records' leading axis is the epoch."""
-        return jax.lax.scan(lambda state, _: self._epoch(state), state, None, length=num_epochs)
+        return jax.lax.scan(lambda state, _: self.epoch(state), state, None, length=num_epochs)
 
     def target(self, state: LoopState) -> Moments:
         """The targets at this step of the annealing."""
@@ -117,7 +117,8 @@ class Loop(eqx.Module):
         pace = jnp.maximum(pace, state.remaining / epochs_left)
         return jnp.maximum(state.remaining - pace, 0.0).astype(state.remaining.dtype)
 
-    def _epoch(self, state: LoopState) -> tuple[LoopState, EpochRecord]:
+    def epoch(self, state: LoopState) -> tuple[LoopState, EpochRecord]:
+        """Optimiser steps at fixed multipliers, then the rule's update."""
         target = self.target(state)
         lagrangian = Lagrangian(state.rule.eta, state.rule.metric, target)
         state, steps = jax.lax.scan(

@@ -1,9 +1,11 @@
 """How a run ended, as plain data: status with advice, verdict on fresh draws, certificate."""
 
 import enum
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from flowjax.distributions import AbstractDistribution
 from jaxtyping import Float
 
 from ._problem import Problem
@@ -96,6 +98,52 @@ class Certificate(NamedTuple):
     tilted: bool
     num_simulations: int
     verdict: str
+
+
+class Restarts(NamedTuple):
+    """All restarts of a fit, in the order of their keys.
+
+    Attributes:
+        chosen: Number of the one that was returned, or that the mixture was compared with.
+        corrected: ``H_b - eta . R``, nats: the optimum's is the dual's value, and what is missing is ``KL(q || p_eta)``.
+        standard_error: Of these, nats.
+        statuses: How each ended, by name.
+        flows: Their flows over the unconstrained parameters.
+        shares: Of the returned mixture; one for the chosen restart where none is mixed.
+        mixed: Whether the returned guide is a mixture.
+    """
+
+    chosen: int
+    corrected: Float[np.ndarray, " K"]
+    standard_error: Float[np.ndarray, " K"]
+    statuses: tuple[str, ...]
+    flows: tuple[AbstractDistribution, ...]
+    shares: Float[np.ndarray, " K"]
+    mixed: bool
+
+    @property
+    def num_mixed(self) -> int:
+        """Members of the returned guide."""
+        return int(np.count_nonzero(self.shares))
+
+    @property
+    def lost_modes(self) -> list[str]:
+        """Restarts that are as far below the best as if they had one of two, three, ... equal modes, in words."""
+        found = []
+        for i, behind in enumerate(np.max(self.corrected) - self.corrected):
+            near = [n for n in (2, 3, 4) if abs(behind - math.log(n)) < 0.1]
+            if near and self.standard_error[i] < 0.05:
+                found.append(
+                    f"restart {i} is {behind:.2f} nats lower, as if it had lost {near[0] - 1} of {near[0]} equal modes"
+                )
+        return found
+
+    def __str__(self) -> str:
+        best = np.max(self.corrected)
+        spread = ", ".join(f"{best - value:.3f}" for value in self.corrected)
+        returned = f"a mixture of {self.num_mixed}" if self.mixed else f"restart {self.chosen}"
+        lines = [f"returned {returned}; nats below the best, by restart: {spread}", *self.lost_modes]
+        return "; ".join(lines)
 
 
 def constraint_table(problem: Problem, verdict: Verdict, eta: Float[np.ndarray, " M"]) -> "xr.Dataset":

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ._guide import AutoFlow, parameters_only
 from ._keys import key_from_text
-from ._outcome import STATUS, Certificate, Verdict, constraint_table, message, table_lines
+from ._outcome import STATUS, Certificate, Restarts, Verdict, constraint_table, message, table_lines
 from ._problem import Problem
 from ._types import Key, Sites
 
@@ -35,6 +35,7 @@ class Result(eqx.Module):
         seconds: Wall time, compile included.
         seed: The key the run was given, as text.
         certificate: How far from the optimum the answer can be; ``None`` where it was not asked for.
+        restarts: All restarts of a fit that had several.
     """
 
     problem: Problem
@@ -47,6 +48,7 @@ class Result(eqx.Module):
     seconds: float
     seed: str = eqx.field(static=True)
     certificate: Certificate | None = None
+    restarts: Restarts | None = None
 
     @property
     def satisfied(self) -> bool:
@@ -258,6 +260,8 @@ class Result(eqx.Module):
             lines.append(f"          {c.verdict}")
         if v.finite_share < 1:
             lines.append(f"finite    {100 * v.finite_share:.2f} % of simulations")
+        if self.restarts is not None:
+            lines.append(f"restarts  {self.restarts}")
         lines.append(f"start     {settings['start_message']}")
         lines.append(f"run       {settings['steps']} steps of {settings['num_draws']} draws in {self.seconds:.1f} s")
         return lines

@@ -15,7 +15,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from . import flows
 from ._arviz import read_arviz, result_groups, to_datatree, write
-from ._fit import build_flow
+from ._begin import build_flow
 from ._keys import key_from_text
 from ._outcome import STATUS, Certificate, Verdict
 from ._problem import Problem
@@ -58,7 +58,9 @@ def load(path: str | os.PathLike[str], problem: Problem, *, flow: flows.FlowBuil
     constraints = tree["constant_data"].to_dataset()
     _compare(problem, constraints, Path(path))
     settings = json.loads(tree.attrs["settings"])
-    built = build_flow(jax.random.key(0), flow, problem.dim, int(settings["num_components"]))
+    built: AbstractDistribution = build_flow(jax.random.key(0), flow, problem.dim, int(settings["num_components"]))
+    if (count := int(settings.get("num_mixed", 1))) > 1:
+        built = flows.mixture([built] * count, np.ones(count))
     certificate = Certificate(**_fields(tree, CERTIFICATE_GROUP)) if CERTIFICATE_GROUP in tree.children else None
     history = tree["optimization"].to_dataset()
     return Result(

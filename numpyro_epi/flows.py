@@ -5,12 +5,13 @@ map, an optional normalisation and a mixing map; a closing affine map gives loca
 the identity, so that the start (`starts`) alone decides where the guide begins.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 import paramax
 from flowjax.bijections import (
     AbstractBijection,
@@ -26,7 +27,7 @@ from flowjax.bijections import (
 from flowjax.bijections import Coupling as CouplingBijection
 from flowjax.bijections import MaskedAutoregressive as MaskedAutoregressiveBijection
 from flowjax.distributions import AbstractDistribution, Normal, StandardNormal, Transformed, VmapMixture
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._types import Key
 
@@ -40,6 +41,7 @@ __all__ = [
     "fixed_permutation",
     "flip",
     "learnt_linear",
+    "mixture",
     "spline",
     "with_affine",
     "with_mixture_base",
@@ -251,6 +253,27 @@ def with_mixture_base(
 def with_affine(flow: AbstractDistribution, loc: Float[Array, " D"], cholesky: Float[Array, "D D"]) -> Transformed:
     """Follow a flow by the trainable map ``x -> loc + cholesky x``: it then starts at this mean and covariance."""
     return Transformed(flow, TriangularAffine(loc, cholesky, lower=True))
+
+
+def mixture(members: Sequence[AbstractDistribution], shares: Float[ArrayLike, " K"]) -> VmapMixture:
+    """A mixture of flows that one builder built.
+
+    Args:
+        members: Flows of equal structure, such as ``result.restarts.flows``.
+        shares: Positive, one for each member; normalised here.
+
+    Raises:
+        ValueError: If there is no member, or their numbers or structures differ.
+    """
+    parts = [eqx.partition(flow, eqx.is_array) for flow in members]
+    if not parts or len(parts) != len(np.asarray(shares)):
+        raise ValueError(
+            f"Expected one share for each flow, and at least one; got {len(parts)} flows, shares {shares}."
+        )
+    if len({jax.tree.structure(arrays) for arrays, _ in parts}) > 1:
+        raise ValueError("Expected flows of one builder; got flows of different structures.")
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(arrays for arrays, _ in parts))
+    return VmapMixture(eqx.combine(stacked, parts[0][1]), jnp.asarray(shares, float))
 
 
 def _stack(

@@ -18,7 +18,7 @@ LAYERS = (
     ("statistics", "multipliers", "flows", "_simulator"),
     ("_property", "_problem", "_guide", "_check"),
     ("objectives", "_outcome", "_result"),
-    ("_loop", "_fresh", "_chains", "_certificate", "_dual", "starts", "_optimizer", "_fit"),
+    ("_loop", "_fresh", "_chains", "_certificate", "_dual", "starts", "_optimizer", "_begin", "_restarts", "_fit"),
     ("_arviz", "_store", "_tilted"),
     ("_plots",),
     ("_cli",),

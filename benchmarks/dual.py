@@ -1,0 +1,80 @@
+"""The dual solved by chains with defaults: every exact problem, five seeds.
+
+    python benchmarks/dual.py [--seeds 5] [--problems NAME ...] [--out benchmarks/results/dual.md]
+
+Errors of multipliers are the largest one's share, all of them in the inverse of their statistics' standard deviations. The
+first seed of a problem pays for compiling its programs.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+import numpyro_epi as epi
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from chosen_problems import CHOSEN
+from problems import EXACT, ExactProblem
+
+ALL = EXACT | CHOSEN
+HEADER = (
+    *("problem", "seed", "status", "eta error", "its standard error", "bound - exact (nats)", "entropy - exact (nats)"),
+    *("mode share", "ESS", "R-hat", "simulations", "seconds"),
+)
+
+
+def main() -> None:
+    """Solve the problems asked for and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    feasible = [name for name, build in ALL.items() if build().feasible]
+    parser.add_argument("--problems", nargs="*", choices=feasible, default=feasible)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "dual.md")
+    arguments = parser.parse_args()
+    with arguments.out.open("w") as table:
+        rows = [HEADER, ("---",) * len(HEADER)]
+        for cells in rows:
+            _write(table, cells)
+        for name in arguments.problems:
+            exact = ALL[name]()
+            for seed in range(arguments.seeds):
+                _write(table, _row(exact, seed))
+            jax.clear_caches()
+
+
+def _row(exact: ExactProblem, seed: int) -> tuple[str, ...]:
+    found = epi.solve_dual(jax.random.key(seed), exact.problem)
+    scale = found.verdict.scale
+    size = np.max(np.abs(exact.multipliers) * scale)
+    share = "-"
+    if exact.name.startswith("oscillator"):
+        right = found.draws()["A"][..., 0, 1] > 0
+        share = f"{np.average(right, weights=np.exp(found.log_weight)):.3f}"
+    return (
+        exact.name,
+        str(seed),
+        found.status_name,
+        f"{np.max(np.abs(found.eta - exact.multipliers) * scale) / size:.4f}",
+        f"{np.max(found.standard_error * scale) / size:.4f}",
+        f"{found.log_normalizer - exact.objective:+.4f}",
+        f"{found.entropy - exact.entropy:+.4f}",
+        share,
+        f"{found.ess:.0f}",
+        f"{found.rhat:.3f}",
+        f"{found.num_simulations:.1e}",
+        f"{found.seconds:.1f}",
+    )
+
+
+def _write(table, cells: tuple[str, ...]) -> None:
+    line = f"| {' | '.join(cells)} |"
+    print(line, flush=True)
+    table.write(line + "\n")
+    table.flush()
+
+
+if __name__ == "__main__":
+    main()

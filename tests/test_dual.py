@@ -1,0 +1,131 @@
+"""The dual solved on its own: multipliers, entropy and draws against exact answers."""
+
+import jax
+import numpy as np
+import pytest
+import xarray as xr
+from chosen_problems import CHOSEN
+from problems import EXACT
+
+import numpyro_epi as epi
+
+ALL = {**EXACT, **CHOSEN}
+QUICK = epi.ChainSettings(num_chains=128, num_updates=80)
+
+
+def relative_error(exact, solution):
+    """Largest error of a multiplier, all in the inverse of their statistics' standard deviations."""
+    scale = solution.verdict.scale
+    return np.max(np.abs(solution.eta - exact.multipliers) * scale) / np.max(np.abs(exact.multipliers) * scale)
+
+
+@pytest.fixture(scope="module")
+def by_chains():
+    exact = EXACT["relative_entropy_mean"]()
+    return exact, epi.solve_dual(jax.random.key(0), exact.problem)
+
+
+@pytest.fixture(scope="module")
+def by_weights():
+    exact = CHOSEN["double_well"]()
+    return exact, epi.solve_dual(jax.random.key(0), exact.problem, method="reweight")
+
+
+@pytest.mark.parametrize("solved", ["by_chains", "by_weights"])
+def test_multipliers_entropy_and_bound_are_exact(solved, request):
+    exact, solution = request.getfixturevalue(solved)
+    assert solution.satisfied, str(solution)
+    assert relative_error(exact, solution) < 0.03
+    assert abs(solution.log_normalizer - exact.objective) < 0.02
+    assert abs(solution.entropy - exact.entropy) < 0.03
+
+
+@pytest.mark.parametrize("solved", ["by_chains", "by_weights"])
+def test_weighted_draws_meet_the_targets_exactly(solved, request):
+    exact, solution = request.getfixturevalue(solved)
+    weight = np.exp(solution.log_weight).ravel()
+    assert weight.sum() == pytest.approx(1.0)
+    mean = weight @ solution.moments.reshape(len(weight), -1)
+    assert np.all(np.abs(mean - exact.problem.target) < 1e-4 * solution.verdict.scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name, build in ALL.items() if build().feasible])
+def test_chains_solve_every_exact_problem(name):
+    exact = ALL[name]()
+    solution = epi.solve_dual(jax.random.key(1), exact.problem)
+    assert solution.satisfied, str(solution)
+    assert relative_error(exact, solution) < 0.03
+    assert abs(solution.log_normalizer - exact.objective) < 0.05
+    if name.startswith("oscillator"):
+        share = np.average(solution.draws()["A"][..., 0, 1] > 0, weights=np.exp(solution.log_weight))
+        assert 0.45 < share < 0.55
+
+
+@pytest.mark.slow
+def test_chains_say_that_nothing_has_the_property():
+    problem = EXACT["linear_gaussian_infeasible"]().problem
+    solution = epi.solve_dual(jax.random.key(0), problem, settings=QUICK)
+    assert solution.status is epi.STATUS.infeasible
+    assert "var value(x)[0]" in solution.status_message
+
+
+def test_reweighting_names_its_limit():
+    """One prior draw in ten thousand is near this property: the answer must not be called satisfied."""
+    exact = CHOSEN["pushed_rates"]()
+    solution = epi.solve_dual(jax.random.key(0), exact.problem, method="reweight")
+    assert not solution.satisfied
+    assert "method='chains'" in solution.status_message
+
+
+def test_reweighting_noise_is_corrected():
+    exact = CHOSEN["noisy_spread"]()
+    solution = epi.solve_dual(jax.random.key(0), exact.problem, method="reweight")
+    assert np.all(np.abs(solution.eta - exact.multipliers) < 4 * solution.standard_error)
+    assert abs(solution.log_normalizer - exact.objective) < 0.03
+
+
+def test_export_has_the_chains_weights_and_normalised_density(by_chains):
+    _, solution = by_chains
+    exported = solution.to_arviz()
+    groups = {name: exported[name] for name in ("posterior", "sample_stats", "constant_data")}
+    groups = {n: g if isinstance(g, xr.Dataset) else g.to_dataset() for n, g in groups.items()}
+    assert groups["posterior"].sizes["chain"], groups["posterior"].sizes["draw"] == solution.log_weight.shape
+    z = groups["posterior"]["z"].values
+    # The solution is the prior moved along a: a normal of unit covariance.
+    a = np.array([1.0, 2.0, -1.0])
+    expected = -0.5 * np.sum((z - 1.5 * a / 6) ** 2, axis=-1) - 1.5 * np.log(2 * np.pi)
+    np.testing.assert_allclose(groups["sample_stats"]["lp"], expected, atol=0.1)
+    np.testing.assert_allclose(groups["sample_stats"]["log_weight"], solution.log_weight, rtol=1e-5)
+    assert exported.attrs["log_normalizer"] == pytest.approx(solution.log_normalizer)
+
+
+def test_print_and_tables_show_the_constraint(by_chains):
+    _, solution = by_chains
+    assert "projection" in str(solution)
+    assert float(solution.multipliers.sel(constraint="projection")) == pytest.approx(solution.eta[0])
+    assert solution.draws()["z"].shape == (*solution.log_weight.shape, 3)
+
+
+def test_same_key_gives_the_same_solution():
+    problem = EXACT["truncated_exponential_0.3"]().problem
+    first, second = (epi.solve_dual(jax.random.key(3), problem, settings=QUICK) for _ in range(2))
+    np.testing.assert_array_equal(first.eta, second.eta)
+    np.testing.assert_array_equal(first.unconstrained, second.unconstrained)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "newton"}, "Expected method 'chains' or 'reweight'; got 'newton'"),
+        ({"tolerance": 0.0}, "Expected tolerance > 0; got 0.0"),
+    ],
+)
+def test_arguments_are_checked(options, message):
+    with pytest.raises(ValueError, match=message):
+        epi.solve_dual(jax.random.key(0), EXACT["indicator"]().problem, **options)
+
+
+def test_reweighting_needs_a_proper_prior():
+    with pytest.raises(ValueError, match="Expected a proper prior as the base"):
+        epi.solve_dual(jax.random.key(0), EXACT["gaussian_2"]().problem, method="reweight")
