@@ -59,6 +59,7 @@ def _ours(steps: int) -> Callable[[], None]:
     zeros = jnp.zeros(len(problem.constraints))
     state = LoopState(
         parameters=parameters,
+        averaged=parameters,
         optimizer=optimizer.init(parameters),
         rule=rule.init(jax.random.key(1), jnp.eye(zeros.size)),
         start_moments=zeros,

@@ -12,6 +12,7 @@ from ._certificate import certify
 from ._chains import ChainSettings
 from ._dual import DualSolution, solve_dual
 from ._fit import fit
+from ._fresh import bittner2021_test
 from ._guide import AutoFlow
 from ._outcome import STATUS, Certificate, Restarts
 from ._problem import Problem, get_problem, list_problems
@@ -39,6 +40,7 @@ __all__ = [
     "Result",
     "Statistic",
     "Target",
+    "bittner2021_test",
     "certify",
     "fit",
     "flows",

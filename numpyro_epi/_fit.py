@@ -34,6 +34,9 @@ NUM_CHUNKS = 20
 FRESH_BATCHES = 80
 """Batches of the verdict: with 500 draws each, a mean's 95 % interval is 0.01 standard deviations wide on either side."""
 
+AVERAGED_PART = 30
+"""The guide is averaged over the last steps, about one in so many."""
+
 STEPS_PER_BATCH = 4
 """A run ends with one batch for so many steps to read its multipliers from: a tenth of its time, since they need no
 gradients, and the mean's error is theirs."""
@@ -65,7 +68,7 @@ def fit(
     rule: AbstractMultiplierRule = Natural(),
     optimizer: optax.GradientTransformation | None = None,
     num_draws: int = 500,
-    max_steps: int = 3000,
+    max_steps: int = 2500,
     num_restarts: int = 1,
     tolerance: float = 0.05,
     certify: bool | None = None,
@@ -106,7 +109,9 @@ def fit(
         objective = Anchored(objective, begin.draws)
     optimizer = optimizer or _optimizer.default(max_steps)
     annealed = rule.anneals and begin.eta is None
-    settings = _Settings(problem, objective, rule, optimizer, num_draws, int(0.6 * max_steps) if annealed else 0)
+    anneal_steps = int(0.6 * max_steps) if annealed else 0
+    memory = max(1, max_steps // AVERAGED_PART)
+    settings = _Settings(problem, objective, rule, optimizer, num_draws, anneal_steps, memory)
     begun = [
         settings.begin(begin_flow(one[1], flow, begin, problem.dim), begin, one)
         for one in _restart_keys(keys, num_restarts)
@@ -188,6 +193,7 @@ class _Settings(NamedTuple):
     optimizer: optax.GradientTransformation
     num_draws: int
     anneal_steps: int
+    memory: int
 
     def begin(self, flow: AbstractDistribution, begin: starts.Start, keys: Key) -> tuple[Loop, LoopState, float]:
         """The loop and first state of one restart, and the share of its first draws that are finite."""
@@ -195,6 +201,7 @@ class _Settings(NamedTuple):
         first = measure(self.problem, flow, keys[2], START_BATCHES, self.num_draws)
         state = LoopState(
             parameters=parameters,
+            averaged=parameters,
             optimizer=self.optimizer.init(parameters),
             rule=_begin_rule(self.rule, keys[3], jnp.asarray(first.covariance, float), begin.eta),
             start_moments=jnp.asarray(first.mean, float),
@@ -202,7 +209,16 @@ class _Settings(NamedTuple):
             key=keys[4],
             step=jnp.zeros((), int),
         )
-        loop = Loop(self.problem, static, self.objective, self.rule, self.optimizer, self.num_draws, self.anneal_steps)
+        loop = Loop(
+            self.problem,
+            static,
+            self.objective,
+            self.rule,
+            self.optimizer,
+            self.num_draws,
+            self.anneal_steps,
+            self.memory,
+        )
         return loop, state, first.finite_share
 
 

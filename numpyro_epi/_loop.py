@@ -27,6 +27,8 @@ class LoopState(NamedTuple):
 
     Attributes:
         parameters: The flow's trainable arrays.
+        averaged: Their running average: the optimiser's noise moves them about the optimum, and a guide is judged and returned
+            by its average (Polyak & Juditsky 1992).
         optimizer: Optimiser state.
         rule: State of the multiplier rule.
         start_moments: The guide's moments before the first step, where the annealing of the targets begins.
@@ -36,6 +38,7 @@ class LoopState(NamedTuple):
     """
 
     parameters: PyTree
+    averaged: PyTree
     optimizer: PyTree
     rule: Any
     start_moments: Moments
@@ -87,6 +90,7 @@ class Loop(eqx.Module):
         optimizer: An optax optimiser.
         num_draws: Draws a step.
         anneal_steps: Steps during which the targets move from the guide's first moments to the wanted ones.
+        memory: Steps, about, over which parameters are averaged.
     """
 
     problem: Problem
@@ -96,6 +100,7 @@ class Loop(eqx.Module):
     optimizer: optax.GradientTransformation = eqx.field(static=True)
     num_draws: int
     anneal_steps: int
+    memory: int = 100
     pace: float = 0.04
 
     @eqx.filter_jit
@@ -156,7 +161,12 @@ class Loop(eqx.Module):
         gradient = unravel(jnp.where(usable, flat, 0.0))
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
-        state = state._replace(parameters=parameters, optimizer=optimizer, key=key, step=state.step + 1)
+        # An average over all steps so far at first.
+        share = 1.0 / jnp.minimum(state.step + 1, self.memory)
+        averaged = jax.tree.map(lambda a, p: (a + share * (p - a)).astype(a.dtype), state.averaged, parameters)
+        state = state._replace(
+            parameters=parameters, averaged=averaged, optimizer=optimizer, key=key, step=state.step + 1
+        )
         return state, _record_step(loss, batch, lagrangian, usable)
 
 

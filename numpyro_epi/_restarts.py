@@ -63,7 +63,7 @@ class Fleet(eqx.Module):
 
     def flows(self, states: list[LoopState]) -> list[AbstractDistribution]:
         statics = self.split(self.loop.static)
-        return [combine(state.parameters, static) for state, static in zip(states, statics, strict=True)]
+        return [combine(state.averaged, static) for state, static in zip(states, statics, strict=True)]
 
     def compile(self, states: LoopState, num_epochs: int) -> Callable[[LoopState], tuple[LoopState, EpochRecord]]:
         """A program that runs epochs of all restarts; every leading axis of its records is the restart.
