@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or "no message; --traceback shows where it comes from"
     # Our own messages are sentences, "Expected X; got Y"; a foreign one may be no more than the name of a key.
     return text if text.startswith("Expected") else f"{type(error).__name__}: {text}"
 
@@ -94,6 +94,7 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace the result if it exists")
     parser.add_argument("--steps", dest="max_steps", metavar="N", type=_count, help="most optimiser steps")
     parser.add_argument("--num-draws", metavar="N", type=_count, help="draws a step")
+    parser.add_argument("--restarts", dest="num_restarts", metavar="N", type=_count, help="flows fitted at once")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
@@ -165,7 +166,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     problem = _problem(arguments)
     path = arguments.out or Path(f"{_file_name(problem.name)}.nc")
     _check_output(path, overwrite=arguments.overwrite)
-    options = {name: getattr(arguments, name) for name in ("max_steps", "num_draws")}
+    options = {name: getattr(arguments, name) for name in ("max_steps", "num_draws", "num_restarts")}
     given = {name: option for name, option in options.items() if option is not None}
     if arguments.quiet:
         given["progress"] = False
@@ -262,7 +263,14 @@ def _from_file(path: Path, name: str, settings: dict[str, Any]) -> Any:
         if settings:
             raise ValueError(f"Expected no --set for {name!r}, a Problem already; got {sorted(settings)}.")
         return found
-    problem = found(**settings) if callable(found) else found
+    try:
+        problem = found(**settings) if callable(found) else found
+    except AssertionError as error:
+        # NumPyro's models ask for a key by an assertion without words.
+        raise TypeError(
+            f"Expected {name!r} to be, or to return, a Problem; calling it failed. If it is a NumPyro model, write a function "
+            "that returns epi.Problem(model, property)."
+        ) from error
     if not isinstance(problem, Problem):
         raise TypeError(f"Expected {name!r} to be, or to return, a Problem; got {type(problem).__name__}.")
     return problem

@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -89,9 +89,7 @@ def plot_fit(exported: Any) -> "matplotlib.figure.Figure":
     violation = history["violation"].transpose("epoch", "constraint").values
     figure = _figure(9.0, 8.0)
     top, middle, bottom = figure.subplots(3, 1, sharex=True)
-    _entropy_lines(
-        top, history, _optional(tree, "sample_stats_prior"), float(tree.attrs.get("entropy", np.nan)), _gap(tree)
-    )
+    _entropy_lines(top, history, _optional(tree, "sample_stats_prior"), tree.attrs)
     middle.axhspan(-tolerance, tolerance, color=_PRIOR, alpha=0.2, linewidth=0, label=f"tolerance, {tolerance:g} sd")
     styles = _styles(list(history["constraint"].values), violation)
     _constraint_lines(middle, history["step"].values, violation, styles)
@@ -103,7 +101,7 @@ def plot_fit(exported: Any) -> "matplotlib.figure.Figure":
     handles = [handle for axis in (top, middle) for handle in axis.get_legend_handles_labels()[0]]
     unnamed = sum("label" not in style for style in styles)
     title = f"grey: {unnamed} constraints\nthat ended nearer to target" if unnamed else None
-    figure.legend(handles=handles, loc="outside right upper", fontsize=_SMALL, title=title, title_fontsize=_SMALL)
+    figure.legend(handles=handles, loc="outside right center", fontsize=_SMALL, title=title, title_fontsize=_SMALL)
     _title(figure, tree)
     return figure
 
@@ -299,15 +297,18 @@ def _gap(tree: xr.DataTree) -> float:
 
 
 def _entropy_lines(
-    axis: "matplotlib.axes.Axes", history: xr.Dataset, prior: xr.Dataset, final: float, gap: float
+    axis: "matplotlib.axes.Axes", history: xr.Dataset, prior: xr.Dataset, attrs: Mapping[Any, Any]
 ) -> None:
     axis.plot(history["step"].values, history["entropy"].values, color=_COLOURS[0], label="entropy of the guide")
     if "log_prior" in prior:
         # H(p) = -E_p[log p], over the prior's own draws.
         entropy = -float(prior["log_prior"].mean())
         axis.axhline(entropy, color=_PRIOR, linestyle="--", label=f"entropy of the prior, {entropy:.3g}")
-    if math.isfinite(final + gap):
-        axis.axhline(final + gap, color=_TARGET, linestyle=":", label=f"final entropy + gap, {final + gap:.4g}")
+        uniform = float(prior["log_prior"].std()) < 1e-4 * max(1.0, abs(entropy))
+        # The dual bounds -KL(q || base), which differs from the entropy by a constant only for a uniform base.
+        bound = float(attrs.get("upper_bound", np.nan)) + (entropy if attrs.get("base") == "prior" else 0.0)
+        if math.isfinite(bound) and (uniform or attrs.get("base") == "lebesgue"):
+            axis.axhline(bound, color=_TARGET, linestyle=":", label=f"bound of the dual, {bound:.4g}")
     axis.set_ylabel("entropy (nats)")
 
 

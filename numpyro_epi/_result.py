@@ -12,7 +12,7 @@ from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float
 
 from ._guide import AutoFlow, parameters_only
-from ._keys import key_from_text
+from ._keys import checked_key, key_from_text
 from ._outcome import STATUS, Certificate, Restarts, Verdict, constraint_table, message, table_lines
 from ._problem import Problem
 from ._types import Key, Sites
@@ -77,17 +77,18 @@ class Result(eqx.Module):
         model = parameters_only(simulator.model, simulator.names)
         return AutoFlow.from_flow(model, self.flow, *simulator.args, **simulator.kwargs)
 
-    def sample(self, key: Key, shape: tuple[int, ...] = ()) -> dict[str, Array]:
+    def sample(self, key: Key, shape: int | tuple[int, ...] = ()) -> dict[str, Array]:
         """Draw parameters on the constrained scale.
 
         Args:
             key: Random key.
-            shape: Leading shape of every site's draws.
+            shape: Leading shape of every site's draws, or their number.
 
         Returns:
             Site name to array of shape ``(*shape, *site shape)``.
         """
-        return _sample(self.problem, self.flow, key, tuple(shape))
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        return _sample(self.problem, self.flow, checked_key(key), shape)
 
     def log_prob(self, values: Sites) -> Float[Array, "..."]:
         """Log density of parameter values on the constrained scale, nats.

@@ -1,6 +1,12 @@
 """Fixtures that several test modules use."""
 
+import os
 import sys
+
+# XLA's threads of two workers on the same cores hold each other up more than they help: one core for each worker.
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 import pytest
 

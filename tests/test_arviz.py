@@ -159,7 +159,8 @@ def test_groups_hold_what_arviz_expects(tree):
         ]
         assert list(tree[name]["cell"].values) == ["E", "I", "V"]
         assert tree[name]["cell_rate"].attrs["unit"] == "Hz"
-    assert list(tree["sample_stats"].data_vars) == ["lp", "log_prior", "finite"]
+    weights = ["log_importance_weight", "log_weight"]
+    assert list(tree["sample_stats"].data_vars) == ["lp", "log_prior", "finite", *weights]
     assert tree["sample_stats"]["finite"].dtype == bool
 
 

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flowjax.distributions import MultivariateNormal
+from flowjax.distributions import MultivariateNormal, Normal
 from problems import EXACT, SIMULATOR_COVARIANCE, SIMULATOR_MATRIX, SIMULATOR_NOISE, SIMULATOR_TARGET
 
+import numpyro_epi as epi
 from numpyro_epi._fresh import measure
 
 
@@ -85,3 +86,36 @@ def test_a_guide_that_fails_everywhere_gives_no_numbers():
     assert verdict.finite_share == 0.0
     assert np.all(np.isnan(verdict.mean))
     assert np.isnan(verdict.entropy)
+
+
+def narrow_guide(scale):
+    """A result whose guide is ``N(0, scale^2)``, for the second moment 0.25."""
+    exact = EXACT["relative_entropy_variance"]()
+    flow = Normal(jnp.zeros(1), jnp.full(1, scale))
+    verdict = measure(exact.problem, flow, jax.random.key(0), 10, 500).verdict()
+    return epi.Result(
+        problem=exact.problem,
+        flow=flow,
+        status=epi.STATUS.satisfied,
+        verdict=verdict,
+        eta=exact.multipliers,
+        records={"step": np.array([0])},
+        settings={"tolerance": 0.05},
+        seconds=0.0,
+        seed="0,0",
+    )
+
+
+def test_published_test_accepts_a_guide_that_has_the_property():
+    passed, p = epi.bittner2021_test(jax.random.key(1), narrow_guide(0.5))
+    assert passed
+    assert p.shape == (1,)
+    assert p[0] > 0.5
+
+
+def test_published_test_passes_more_easily_with_fewer_draws():
+    """A second moment 12 % too large: 0.08 standard deviations, against a tolerance of 0.05."""
+    result = narrow_guide(0.53)
+    assert epi.bittner2021_test(jax.random.key(1), result, num_draws=50)[0]
+    assert not epi.bittner2021_test(jax.random.key(1), result, num_draws=5000)[0]
+    assert not np.all(result.verdict.satisfies(result.problem.target, 0.05))

@@ -1,5 +1,7 @@
 """The tilted model has the density it says, and the chains draw it: against closed forms, and with ArviZ's own measures."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,10 @@ from numpyro.infer import Predictive
 from numpyro.infer.util import log_density
 from problems import EXACT, SIMULATOR_COVARIANCE, SIMULATOR_MATRIX, SIMULATOR_NOISE, SIMULATOR_TARGET
 
+import numpyro_epi as epi
 from numpyro_epi import flows
 from numpyro_epi._arviz import as_datatree, read_arviz, write
+from numpyro_epi._begin import build_flow
 from numpyro_epi._outcome import STATUS, Verdict
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
@@ -315,3 +319,36 @@ def test_starts_skip_draws_whose_simulation_fails():
     tree = as_datatree(found)
     assert np.all(tree["posterior"]["z"].values > 0)
     assert np.all(tree["sample_stats"]["finite"].values)
+
+
+def test_exported_weights_meet_the_targets_and_are_importance_weights():
+    """A wide guide of a normal prior: the weights are known, and the tilted ones make the mean exact."""
+    result = exact_result("relative_entropy_mean")
+    tree = as_datatree(result.to_arviz(num_chains=2, num_draws=1000))
+    group = {name: tree[name].to_dataset() for name in ("posterior", "posterior_predictive", "sample_stats")}
+    stats, z = group["sample_stats"], group["posterior"]["z"].values
+    weight = np.exp(stats["log_weight"].values)
+    assert weight.sum() == pytest.approx(1.0)
+    statistic = group["posterior_predictive"]["projection"].values
+    assert abs(np.sum(weight * statistic) - 1.5) < 1e-4 * statistic.std()
+    exact = -0.5 * np.sum((z - 1.5 * np.array([1.0, 2.0, -1.0]) / 6) ** 2, axis=-1)
+    guide = -0.5 * np.sum(((z - 0.3) / 1.5) ** 2, axis=-1)
+    found = stats["log_importance_weight"].values
+    difference = found - (exact - guide)
+    np.testing.assert_allclose(difference - difference.mean(), 0.0, atol=2e-3)
+    assert stats["log_weight"].attrs["ess"] == pytest.approx(1 / np.sum(weight**2), rel=1e-4)
+    assert stats["log_weight"].attrs["meets_targets"] == 1
+
+
+def test_certificate_survives_a_file(tmp_path):
+    # The flow as `fit` builds it around a builder's.
+    flow = build_flow(jax.random.key(0), flows.default, 3, 1)
+    result = exact_result("relative_entropy_mean", flow=flow)
+    found = epi.certify(jax.random.key(0), result, num_draws=500)
+    settings = result.settings | {"start_message": "", "num_components": 1}
+    result = dataclasses.replace(result, certificate=found, settings=settings)
+    result.save(tmp_path / "result.nc")
+    again = epi.load(tmp_path / "result.nc", result.problem).certificate
+    assert again.verdict == found.verdict
+    assert again.gap == pytest.approx(found.gap)
+    np.testing.assert_allclose(again.eta, found.eta)
