@@ -299,16 +299,24 @@ def _gap(tree: xr.DataTree) -> float:
 def _entropy_lines(
     axis: "matplotlib.axes.Axes", history: xr.Dataset, prior: xr.Dataset, attrs: Mapping[Any, Any]
 ) -> None:
-    axis.plot(history["step"].values, history["entropy"].values, color=_COLOURS[0], label="entropy of the guide")
+    entropy = history["entropy"].values
+    axis.plot(history["step"].values, entropy, color=_COLOURS[0], label="entropy of the guide")
+    shown = [*_finite(entropy)]
     if "log_prior" in prior:
         # H(p) = -E_p[log p], over the prior's own draws.
-        entropy = -float(prior["log_prior"].mean())
-        axis.axhline(entropy, color=_PRIOR, linestyle="--", label=f"entropy of the prior, {entropy:.3g}")
-        uniform = float(prior["log_prior"].std()) < 1e-4 * max(1.0, abs(entropy))
+        of_prior = -float(prior["log_prior"].mean())
+        uniform = float(prior["log_prior"].std()) < 1e-4 * max(1.0, abs(of_prior))
         # The dual bounds -KL(q || base), which differs from the entropy by a constant only for a uniform base.
-        bound = float(attrs.get("upper_bound", np.nan)) + (entropy if attrs.get("base") == "prior" else 0.0)
+        bound = float(attrs.get("upper_bound", np.nan)) + (of_prior if attrs.get("base") == "prior" else 0.0)
         if math.isfinite(bound) and (uniform or attrs.get("base") == "lebesgue"):
             axis.axhline(bound, color=_TARGET, linestyle=":", label=f"bound of the dual, {bound:.4g}")
+            shown.append(bound)
+        axis.axhline(of_prior, color=_PRIOR, linestyle="--", label=f"entropy of the prior, {of_prior:.3g}")
+        # Far above, the prior would flatten the run: it is in the legend then.
+        reach = 4 * (max(shown) - min(shown)) + 0.2 if shown else math.inf
+        if shown and of_prior > max(shown) + reach:
+            margin = 0.1 * (max(shown) - min(shown)) + 0.01
+            axis.set_ylim(min(shown) - margin, max(shown) + margin)
     axis.set_ylabel("entropy (nats)")
 
 
