@@ -187,11 +187,12 @@ def assess(
     noisy = bool(problem.simulator.noise)
     count = num_draws or (NUM_NOISY_DRAWS if noisy else NUM_DRAWS)
     simulations = NUM_SIMULATIONS if noisy else 1
-    parts, wide = _propose(key, problem, flow, others, count)
+    propose_key, evaluate_key = jax.random.split(key)
+    parts, wide = _propose(propose_key, problem, flow, others, count)
     if solution is not None:
         every = max(1, len(solution) // count)
         parts.append(solution[::every][:count])
-    found = _evaluate(problem, (flow, *others), wide, jnp.concatenate(parts), key, simulations)
+    found = _evaluate(problem, (flow, *others), wide, jnp.concatenate(parts), evaluate_key, simulations)
     columns = _Columns(*(np.asarray(column, float) for column in found))
     source = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return _weigh(problem, columns, source, np.asarray(eta, float), solution is not None, simulations)
@@ -250,6 +251,12 @@ def _weigh(
     usable = np.isfinite(found.log_base) & np.isfinite(found.moments).all(axis=1)
     moments = np.where(usable[:, None], found.moments, target)
     noise = np.where(usable[:, None, None], found.noise, 0.0)
+
+    if not np.any(usable):
+        nothing = Certificate(
+            np.nan, np.nan, np.nan, eta, 0.0, np.inf, np.nan, 0.0, False, len(usable) * simulations, ""
+        )
+        return nothing._replace(verdict=_sentence(nothing))
 
     def exponent(eta: np.ndarray) -> np.ndarray:
         # A failed simulation has no mass.

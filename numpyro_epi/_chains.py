@@ -34,6 +34,9 @@ REFERENCE_SCALE = 3.0
 FAR = 0.03
 """Length of a Newton step beyond its noise, in standard deviations, up to which its end may enter the average."""
 
+NUM_ATTEMPTS = 3
+"""Most walks of the path."""
+
 SMALL = 0.3
 """Largest multiplier, times its statistic's standard deviation, below which precision is not relative any more."""
 
@@ -116,7 +119,18 @@ class ChainSettings(eqx.Module):
 
 
 def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
-    """Follow the path from the reference to the solution, then measure there until the multipliers are precise."""
+    """Follow the path from the reference to the solution, then measure there until the multipliers are precise.
+
+    A path that ends in numbers that are not finite, since it led through densities without a normaliser, is walked again.
+    """
+    for attempt in range(NUM_ATTEMPTS):
+        found = _solve(problem, jax.random.fold_in(key, attempt) if attempt else key, settings)
+        if np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer):
+            break
+    return found
+
+
+def _solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
     walk_key, round_key = jax.random.split(key)
     chains = _walk(problem, settings, walk_key)
     kept: list[_Newton] = []
@@ -304,9 +318,8 @@ class _Path(eqx.Module):
         """Move the chains, then the multipliers, planned or by the natural rule, then the weights."""
         move_key, resample_key = jax.random.split(key)
         half = self.settings.num_updates / 2
-        # Until the targets have arrived, p_eta may have no normaliser but for the reference, and a jump would find that out.
-        jumps = jnp.asarray(begins_at_base(self.problem)) | (number >= half)
-        chains, moments, _ = self.move(chains, move_key, jumps=jumps)
+        # Until the targets have arrived, noise may make p_eta one without a normaliser, and a jump would find that out.
+        chains, moments, _ = self.move(chains, move_key, jumps=number >= half)
         weight = jax.nn.softmax(chains.log_weight) / moments.shape[0]
         mean = jnp.einsum("n,tnm->m", weight, moments)
         centred = moments - mean

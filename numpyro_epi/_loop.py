@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import paramax
 from flowjax.distributions import AbstractDistribution
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from ._problem import Problem
@@ -156,9 +155,8 @@ class Loop(eqx.Module):
 
         (loss, batch), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
         # A step whose gradient is not finite counts as one without slope.
-        flat, unravel = ravel_pytree(gradient)
-        usable = jnp.isfinite(jnp.sum(flat))
-        gradient = unravel(jnp.where(usable, flat, 0.0))
+        usable = jnp.isfinite(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(gradient)))
+        gradient = jax.tree.map(lambda leaf: jnp.where(usable, leaf, 0.0), gradient)
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.parameters)
         parameters = optax.apply_updates(state.parameters, updates)
         # An average over all steps so far at first.
