@@ -19,9 +19,10 @@ import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from chosen_problems import CHOSEN
-from problems import EXACT, ExactProblem, exact_kl
+from problems import EXACT, ExactProblem, exact_kl, multiplier_error
 
 ALL = EXACT | CHOSEN
+ALLOWED_ERROR = 0.1
 
 COLUMNS = ("problem", "method", "seed", "status", "KL (nats)", "gap (nats)", "holds", "violation (sd)")
 HEADER = (*COLUMNS, "eta error / allowed", "mode share", "steps", "seconds", "certificate")
@@ -67,10 +68,7 @@ def _row(exact: ExactProblem, method: str, seed: int, options: dict) -> tuple[st
     verdict = result.verdict
     kl = exact_kl(exact, base_entropy=verdict.base_entropy, moments=verdict.mean)
     violation = np.max(np.abs(verdict.violation(exact.problem.target)))
-    largest = np.max(np.abs(exact.multipliers))
-    # A tenth of each multiplier; of the largest one where a multiplier is zero.
-    allowed = 0.1 * np.where(np.abs(exact.multipliers) > 1e-9 * largest, np.abs(exact.multipliers), largest)
-    error = np.max(np.abs(result.eta - exact.multipliers) / allowed)
+    error = multiplier_error(exact, result.eta) / ALLOWED_ERROR
     gap = result.certificate.gap if result.certificate else np.nan
     holds = "yes" if abs(gap - kl) <= max(0.05, 0.2 * kl) else "no"
     numbers = (f"{kl:.4f}", f"{gap:.4f}", holds, f"{violation:.3f}", f"{error:.2f}", _share(exact, result))

@@ -5,7 +5,7 @@ The density is ``p*(z)`` proportional to ``base(z) exp(-eta · T(z))``; eta is i
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ class ExactProblem:
         num_modes: Separate regions that hold the solution's mass.
         pathwise: Whether gradients flow from the parameters to every statistic.
         tolerance_kl: ``KL(q || p*)`` in nats below which a default fit is good: the closer a flow can come, the lower.
+        units: Factors of the statistics over those of a problem with the same solution, in whose units multipliers are compared.
     """
 
     name: str
@@ -45,6 +46,7 @@ class ExactProblem:
     num_modes: int = 1
     pathwise: bool = True
     tolerance_kl: float = 0.02
+    units: Float[np.ndarray, " M"] | float = 1.0
 
     @property
     def feasible(self) -> bool:
@@ -61,6 +63,17 @@ def exact_kl(exact: ExactProblem, *, base_entropy: float, moments: Float[np.ndar
         moments: ``E_q[T]``, in the order of ``problem.constraints``.
     """
     return float(exact.objective - base_entropy + exact.multipliers @ (np.asarray(moments) - exact.problem.target))
+
+
+def multiplier_error(exact: ExactProblem, eta: Float[np.ndarray, " M"]) -> float:
+    """The worst of the multipliers' errors, each relative to its exact value; to the largest one where that is zero.
+
+    The largest of numbers in different units depends on the units: all are taken to those of ``exact.units`` first.
+    """
+    truth = exact.multipliers * exact.units
+    sizes = np.abs(truth)
+    sizes = np.where(sizes > 1e-9 * np.max(sizes), sizes, np.max(sizes))
+    return float(np.max(np.abs(eta * exact.units - truth) / sizes))
 
 
 GAUSSIANS = {
@@ -232,7 +245,8 @@ def oscillator_rescaled() -> ExactProblem:
     )
     problem = Problem(oscillator_model, EmergentProperty(*targets))
     multipliers = np.array(case["multipliers"]) / OSCILLATOR_SCALES
-    return _oscillator_case("oscillator_rescaled", problem, case["entropy"], multipliers)
+    found = _oscillator_case("oscillator_rescaled", problem, case["entropy"], multipliers)
+    return replace(found, units=OSCILLATOR_SCALES)
 
 
 def _oscillator_case(name: str, problem: Problem, entropy: float, multipliers: np.ndarray) -> ExactProblem:
