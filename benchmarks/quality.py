@@ -2,7 +2,9 @@
 
     python benchmarks/quality.py [--seeds 5] [--problems NAME ...] [--published] [--out benchmarks/results/quality.md]
 
-The gap is the certificate's estimate of the KL beside it; "holds" says whether it is within 0.05 nats or 20 % of it.
+The gap is the certificate's estimate of the KL beside it; "holds" says whether it is within 0.05 nats or 20 % of it. "Weighted"
+is the violation that the exported log weights leave, and their effective share of the draws. "NUTS" samples the tilted model:
+the largest error of a statistic's mean in standard errors, and the largest R-hat of a parameter.
 
 Each row is written as soon as it is known. The first seed of a problem pays for compiling its programs. KL(q || p*)
 is exact up to the Monte Carlo error of 40,000 draws (about 0.01 nats).
@@ -13,9 +15,13 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import xarray as xr
+from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
 import numpyro_epi as epi
+from numpyro_epi._arviz import as_datatree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from chosen_problems import CHOSEN
@@ -25,7 +31,8 @@ ALL = EXACT | CHOSEN
 ALLOWED_ERROR = 0.1
 
 COLUMNS = ("problem", "method", "seed", "status", "KL (nats)", "gap (nats)", "holds", "violation (sd)")
-HEADER = (*COLUMNS, "eta error / allowed", "mode share", "steps", "seconds", "certificate")
+WEIGHTED = ("weighted violation (sd)", "weighted ESS share", "NUTS error (se)", "NUTS R-hat")
+HEADER = (*COLUMNS, "eta error / allowed", "mode share", *WEIGHTED, "steps", "seconds", "certificate")
 PUBLISHED = {
     "rule": epi.multipliers.GrowingPenalty(),
     "objective": epi.objectives.Pathwise(penalty=epi.objectives.split_half),
@@ -72,12 +79,14 @@ def _row(exact: ExactProblem, method: str, seed: int, options: dict) -> tuple[st
     gap = result.certificate.gap if result.certificate else np.nan
     holds = "yes" if abs(gap - kl) <= max(0.05, 0.2 * kl) else "no"
     numbers = (f"{kl:.4f}", f"{gap:.4f}", holds, f"{violation:.3f}", f"{error:.2f}", _share(exact, result))
+    exact_draws = (*_weighted(result), *_chains(result)) if result.certificate else ("-",) * 4
     return (
         exact.name,
         method,
         str(seed),
         result.status.name,
         *numbers,
+        *exact_draws,
         str(result.settings["steps"]),
         f"{result.seconds:.1f}",
         result.certificate.verdict if result.certificate else "-",
@@ -89,6 +98,36 @@ def _share(exact: ExactProblem, result: epi.Result) -> str:
     if not exact.name.startswith("oscillator"):
         return "-"
     return f"{float(np.mean(result.sample(jax.random.key(1), (20_000,))['A'][:, 0, 1] > 0)):.2f}"
+
+
+def _weighted(result: epi.Result) -> tuple[str, str]:
+    """What the exported weights leave of the violation, and their effective share of the draws."""
+    tree = as_datatree(result.to_arviz())
+    stats = tree["sample_stats"].to_dataset()
+    if "log_weight" not in stats:
+        return "-", "-"
+    weights = np.exp(stats["log_weight"].values)
+    violation = np.tensordot(weights, _moments(result, tree), 2) - result.problem.target
+    share = stats["log_weight"].attrs["ess"] / weights.size
+    return f"{np.max(np.abs(violation) / result.verdict.scale):.1e}", f"{share:.3f}"
+
+
+def _chains(result: epi.Result) -> tuple[str, str]:
+    """How far NUTS on the tilted model is from the exact moments, and whether its chains agree."""
+    tree = as_datatree(result.sample_tilted(jax.random.key(1)))
+    moments = _moments(result, tree)
+    standard_error = moments.std(axis=(0, 1)) / np.sqrt(effective_sample_size(moments))
+    error = np.abs(moments.mean(axis=(0, 1)) - result.problem.target) / standard_error
+    values = tree["posterior"].to_dataset().data_vars.values()
+    return f"{np.max(error):.1f}", f"{max(float(np.max(split_gelman_rubin(value.values))) for value in values):.4f}"
+
+
+def _moments(result: epi.Result, tree: xr.DataTree) -> np.ndarray:
+    """T of every draw, [chains, draws, M], in double precision."""
+    groups = (tree[name].to_dataset() for name in ("posterior", "posterior_predictive"))
+    sites = {name: jnp.asarray(value.values) for group in groups for name, value in group.items()}
+    prop = result.problem.property
+    return np.asarray(jax.jit(jax.vmap(jax.vmap(lambda draw: prop.moments(prop.values(draw)))))(sites), float)
 
 
 def _write(table, cells: tuple[str, ...]) -> None:
