@@ -266,13 +266,16 @@ def _weigh(
     densities = np.vstack([found.log_guides, found.log_defence[None]])
     counts = np.bincount(source, minlength=len(densities) + has_solution).astype(float)
     log_mixture, log_z = _balance(densities, log_p, counts, has_solution)
-    log_weight = log_p - log_mixture
-    tilted = tilt(log_weight, moments, target, noise=noise if simulations > 1 else None, eta=eta)
-    if tilted.reached:
-        eta, log_w, log_z = eta + tilted.eta, tilted.log_weight, log_z + tilted.log_normalizer
-        log_p = exponent(eta)
-    else:
-        log_w = log_weight - scipy.special.logsumexp(log_weight)
+    log_w = log_p - log_mixture - scipy.special.logsumexp(log_p - log_mixture)
+    # Multipliers far off leave next to no weights to start from; without any, all draws have some.
+    for start in (eta, np.zeros_like(eta)):
+        log_weight = exponent(start) - log_mixture
+        tilted = tilt(log_weight, moments, target, noise=noise if simulations > 1 else None, eta=start)
+        if tilted.reached:
+            eta, log_w = start + tilted.eta, tilted.log_weight
+            log_z = scipy.special.logsumexp(log_weight) - math.log(len(log_weight)) + tilted.log_normalizer
+            log_p = exponent(eta)
+            break
     weight = np.exp(log_w)
     ess = 1.0 / np.sum(weight**2)
     own = (source == 0) & np.isfinite(log_p)
@@ -301,13 +304,13 @@ def _sentence(found: Certificate) -> str:
     """The outcome in plain words."""
     if not np.isfinite(found.gap):
         return "Cannot tell: the densities of the draws are not finite."
+    if not found.tilted:
+        return "Cannot tell: no weighting of the draws has the property, so the optimum is out of their sight."
     if found.unseen > MAX_UNSEEN and found.reach > 3:
         return (
             f"Modes are probably missing: {100 * found.unseen:.0f} % of the solution's mass lies where the guide has less "
             f"than a tenth of its density; {found.gap:.2f} nats from the optimum."
         )
-    if not found.tilted:
-        return "Cannot tell: no weighting of the draws has the property, so the optimum is out of their sight."
     if found.khat > MAX_KHAT or found.ess < MIN_ESS:
         return (
             f"Cannot tell: the importance weights are too uneven (Pareto k-hat {found.khat:.2f}, {found.ess:.0f} effective "

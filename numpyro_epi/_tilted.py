@@ -1,7 +1,9 @@
 """The maximum-entropy distribution itself: the base tilted by a result's multipliers, as a NumPyro model and as chains.
 
 The density is ``p_eta(z)`` proportional to ``base(z) exp(-eta · (T(z) - target))``. The guide only approximates it; NUTS
-draws from it, in the coordinates that the guide's flow has made easy (Hoffman et al. 2019, arXiv:1903.03704).
+draws from it, in the coordinates that the guide's flow has made easy (Hoffman et al. 2019, arXiv:1903.03704). Between its
+transitions a chain may jump to a fresh draw of the guide, which joins the modes that the guide has (Tierney 1994, Annals of
+Statistics 22:1701, section 2.3.3: an independence chain; Gabrié, Rotskoff & Vanden-Eijnden 2022, PNAS 119).
 """
 
 import sys
@@ -16,7 +18,9 @@ import numpyro
 import xarray as xr
 from jaxtyping import Array, Float
 from numpyro import handlers
+from numpyro.distributions import Distribution
 from numpyro.infer import MCMC, NUTS
+from numpyro.infer.hmc import HMCState
 
 from ._arviz import SAMPLE_DIMS, _batch, _constant_data, _draw_groups, _root_attributes, to_arviz, to_datatree
 from ._dual import DualSolution
@@ -31,7 +35,9 @@ NUM_SIMULATIONS = 32
 STARTS_PER_CHAIN = 32
 """Draws of the guide that are looked at for each chain's start, if some of their simulations are not finite."""
 
-_CHAINS = "NUTS in the guide's coordinates: successive draws are correlated, chains are independent."
+_CHAINS = (
+    "NUTS in the guide's coordinates, with jumps to its draws: successive draws are correlated, chains are independent."
+)
 _DUAL_CHAINS = "Chains that solved the dual: weigh draws by log_weight; chains are many and short."
 _WEIGHED = "Independent draws of the prior: weigh them by log_weight."
 _STATS = {"diverging": "diverging", "accept_prob": "acceptance_rate", "num_steps": "n_steps", "energy": "energy"}
@@ -86,8 +92,46 @@ def sample_tilted(
     groups = _groups(result.problem, sampled, noise_key, (num_chains, num_samples))
     attrs = {name: value for name, value in _root_attributes(result).items() if name not in _OF_THE_GUIDE}
     settings = counts | ({"num_simulations": num_simulations} if result.problem.simulator.noise else {})
-    attrs |= {"sampler": "NUTS in the guide's coordinates", "multipliers": result.eta, "sampler_settings": settings}
+    attrs |= {
+        "sampler": "NUTS in the guide's coordinates, with jumps to its draws",
+        "multipliers": result.eta,
+        "sampler_settings": settings,
+    }
     return to_arviz(to_datatree(groups, attrs))
+
+
+class _JumpingNUTS(NUTS):
+    """NUTS, and after each transition a proposal from a fixed distribution, taken by Metropolis' rule."""
+
+    def __init__(self, potential: Callable[[Unconstrained], Scalar], proposal: Distribution):
+        super().__init__(potential_fn=potential)
+        self._potential, self._proposal = potential, proposal
+
+    def sample(self, state, model_args, model_kwargs):
+        state = super().sample(state, model_args, model_kwargs)
+        return (self._jump if state.potential_energy.ndim == 0 else jax.vmap(self._jump))(state)
+
+    def _jump(self, state: HMCState) -> HMCState:
+        key, propose_key, accept_key = jax.random.split(state.rng_key, 3)
+        proposed = self._proposal.sample(propose_key)
+        energy, slope = jax.value_and_grad(self._potential)(proposed)
+        log_ratio = self._log_weight(proposed, energy) - self._log_weight(state.z, state.potential_energy)
+        usable = jnp.isfinite(energy) & jnp.all(jnp.isfinite(slope))
+        jumps = usable & (jnp.log(jax.random.uniform(accept_key)) < log_ratio)
+        z, z_grad, potential, kept = (
+            jnp.where(jumps, new, old)
+            for new, old in (
+                (proposed, state.z),
+                (slope, state.z_grad),
+                (energy, state.potential_energy),
+                # The total energy of a chain that jumped keeps its kinetic part.
+                (state.energy + energy - state.potential_energy, state.energy),
+            )
+        )
+        return state._replace(z=z, z_grad=z_grad, potential_energy=potential, energy=kept, rng_key=key)
+
+    def _log_weight(self, z: Unconstrained, energy: Scalar) -> Scalar:
+        return -energy - self._proposal.log_prob(z)
 
 
 class _NoiseSeed(handlers.seed):
@@ -163,7 +207,7 @@ def _run_chains(
     candidates = guide.get_base_dist().sample(start_key, (STARTS_PER_CHAIN * num_chains,))
     starts = _finite_starts(potential, candidates, num_chains)
     mcmc = MCMC(
-        NUTS(potential_fn=potential),
+        _JumpingNUTS(potential, guide.get_base_dist()),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
