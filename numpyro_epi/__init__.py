@@ -7,7 +7,7 @@ spreads, `fit` finds the maximum-entropy distribution over the parameters that p
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import flows, multipliers, objectives, starts, statistics
+from . import flows, multipliers, objectives, signals, starts, statistics
 from ._certificate import certify
 from ._chains import ChainSettings
 from ._dual import DualSolution, solve_dual
@@ -55,6 +55,7 @@ __all__ = [
     "plot_pair",
     "plot_statistics",
     "read_arviz",
+    "signals",
     "solve_dual",
     "starts",
     "statistic",

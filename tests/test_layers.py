@@ -15,7 +15,7 @@ import numpyro_epi
 PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
     ("_types", "_keys", "_registry"),
-    ("statistics", "multipliers", "flows", "_simulator"),
+    ("statistics", "signals", "multipliers", "flows", "_simulator"),
     ("_property", "_problem", "_guide", "_check"),
     ("objectives", "_outcome", "_result"),
     ("_loop", "_fresh", "_chains", "_certificate", "_dual", "starts", "_optimizer", "_begin", "_restarts", "_fit"),

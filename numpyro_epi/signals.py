@@ -1,0 +1,102 @@
+"""What is measured on a sampled signal. Add a statistic here with ``@statistic`` and one entry-point line.
+
+Time series are equally spaced; the options say by how much.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ._types import Scalar, Sites
+from .statistics import statistic
+
+__all__ = [
+    "correlation",
+    "dominant_frequency",
+    "fano_factor",
+    "spectral_amplitude",
+    "spectral_mean_frequency",
+    "standard_deviation",
+]
+
+
+def spectral_amplitude(
+    signal: Float[Array, " T"], *, step: float, highest: float, resolution: float
+) -> tuple[Float[Array, " F"], Float[Array, " F"]]:
+    """Amplitudes ``|sum_n y_n exp(-2 pi i f n step)|`` of a signal less its mean, at 0, resolution, ..., highest.
+
+    Args:
+        signal: Equally spaced samples.
+        step: Time between two samples, in the inverse of the frequencies' unit.
+        highest: Highest frequency looked at; the sampling can show none above ``1 / (2 step)``.
+        resolution: Difference between two frequencies; any, since the sum is not a fast transform.
+
+    Returns:
+        The frequencies, and the amplitudes in the signal's unit; the gradient where one is zero is zero.
+
+    Raises:
+        ValueError: If a number is not positive, or the highest frequency is above what the sampling can show.
+    """
+    for name, number in (("step", step), ("highest", highest), ("resolution", resolution)):
+        if not (number > 0 and math.isfinite(number)):
+            raise ValueError(f"Expected a finite {name} > 0; got {number}.")
+    if highest * step > 0.5:
+        raise ValueError(f"Expected highest <= {0.5 / step:.6g}, half the sampling rate; got {highest}.")
+    frequencies = resolution * jnp.arange(math.floor(highest / resolution + 1e-6) + 1, dtype=signal.dtype)
+    phase = 2 * jnp.pi * step * frequencies[:, None] * jnp.arange(signal.shape[0], dtype=signal.dtype)
+    centred = signal - jnp.mean(signal)
+    power = jnp.square(jnp.cos(phase) @ centred) + jnp.square(jnp.sin(phase) @ centred)
+    return frequencies, jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0)
+
+
+def spectral_mean_frequency(
+    signal: Float[Array, " T"], *, step: float, highest: float, resolution: float, sharpness: float
+) -> Scalar:
+    """Mean of the frequencies under ``softmax(sharpness * amplitude)``: the peak of the spectrum, with a gradient.
+
+    See `spectral_amplitude` for the arguments. The sharper, the nearer to the peak, and the shorter the distance over which
+    the gradient knows of another one; it is in the inverse of the signal's unit.
+
+    References:
+        Bittner et al. 2021, eLife 10:e56265, Methods, "STG model".
+    """
+    frequencies, amplitude = spectral_amplitude(signal, step=step, highest=highest, resolution=resolution)
+    return jax.nn.softmax(sharpness * amplitude) @ frequencies
+
+
+@statistic(unit="cycles per time")
+def dominant_frequency(
+    sites: Sites, *, site: str, step: float, highest: float, resolution: float, sharpness: float = 10.0
+) -> Scalar:
+    """The frequency at which a signal of any amplitude swings most; see `spectral_mean_frequency`.
+
+    Before the softmax the spectrum is divided by its largest amplitude, so ``sharpness`` has no unit. A signal that never
+    moves has the mean of all frequencies.
+    """
+    frequencies, amplitude = spectral_amplitude(sites[site], step=step, highest=highest, resolution=resolution)
+    largest = jnp.max(amplitude)
+    relative = amplitude / jnp.where(largest > 0, largest, 1.0)
+    # Squared, distances to the peak count twice near it.
+    return jax.nn.softmax(sharpness * jnp.square(relative)) @ frequencies
+
+
+@statistic()
+def standard_deviation(sites: Sites, *, site: str) -> Array:
+    """Standard deviation along a site's last axis, in its unit; the gradient of a signal that never moves is zero."""
+    variance = jnp.var(sites[site], axis=-1)
+    return jnp.where(variance > 0, jnp.sqrt(jnp.where(variance > 0, variance, 1.0)), 0.0)
+
+
+@statistic()
+def fano_factor(sites: Sites, *, site: str) -> Array:
+    """Variance over mean along a site's last axis, of a signal whose mean is positive: one for Poisson counts."""
+    return jnp.var(sites[site], axis=-1) / jnp.mean(sites[site], axis=-1)
+
+
+@statistic()
+def correlation(sites: Sites, *, first: str, second: str) -> Array:
+    """Pearson's correlation of two sites along their last axis; NaN where one of them never moves."""
+    x, y = (sites[name] - jnp.mean(sites[name], axis=-1, keepdims=True) for name in (first, second))
+    return jnp.sum(x * y, axis=-1) / jnp.sqrt(jnp.sum(x * x, axis=-1) * jnp.sum(y * y, axis=-1))

@@ -1,0 +1,100 @@
+"""The rank-2 network: eigenvalues beside NumPy's and the reference values, and the published targets."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpyro_epi_circuits.rank2 import growth_rate, initial_growth_rate, rnn_stable_amplification
+
+import numpyro_epi as epi
+
+ANGLES = np.arange(5)
+REFERENCE = {
+    "2 units": ([[0.5, -0.25], [0.1, 0.8]], [[0.4, 0.3], [-0.6, 0.9]], 0.392500, 0.686715),
+    "5 units": (
+        0.7 * np.stack([np.cos(ANGLES), np.sin(ANGLES)], axis=1),
+        0.7 * np.stack([np.cos(ANGLES + 0.5), np.sin(ANGLES - 0.3)], axis=1),
+        1.311799,
+        1.332645,
+    ),
+}
+
+
+def sites_of(left, right):
+    return {"left": jnp.asarray(left, jnp.float32), "right": jnp.asarray(right, jnp.float32)}
+
+
+@pytest.mark.parametrize(("left", "right", "growth", "initial"), REFERENCE.values(), ids=REFERENCE.keys())
+def test_reference_values(left, right, growth, initial):
+    """At five units the columns of both are dependent."""
+    with jax.enable_x64(True):
+        sites = {"left": jnp.asarray(left), "right": jnp.asarray(right)}
+        assert abs(growth_rate(sites) - growth) < 2e-6
+        assert abs(initial_growth_rate(sites) - initial) < 2e-6
+    assert abs(initial_growth_rate(sites_of(left, right)) - initial) < 1e-3
+
+
+@pytest.mark.parametrize("size", [2, 4, 5, 10, 50])
+def test_eigenvalues_are_those_of_the_whole_matrix(size):
+    for seed in range(5):
+        left, right = np.random.default_rng(seed).uniform(-1, 1, (2, size, 2))
+        connectivity = left @ right.T
+        # The two that are not zero by rank.
+        eigenvalues = sorted(np.linalg.eigvals(connectivity), key=abs)[-2:]
+        sites = sites_of(left, right)
+        assert growth_rate(sites) == pytest.approx(max(value.real for value in eigenvalues), abs=1e-4)
+        symmetric = np.linalg.eigvalsh((connectivity + connectivity.T) / 2)[-1]
+        assert initial_growth_rate(sites) == pytest.approx(symmetric, rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [3, 10])
+def test_gradients_are_difference_quotients(size):
+    left, right = np.random.default_rng(1).uniform(-1, 1, (2, size, 2))
+    direction = np.random.default_rng(2).normal(size=(2, size, 2))
+    with jax.enable_x64(True):
+        for measure in (growth_rate, initial_growth_rate):
+
+            def along(t, measure=measure):
+                return measure({"left": left + t * direction[0], "right": right + t * direction[1]})
+
+            quotient = (along(1e-6) - along(-1e-6)) / 2e-6
+            assert abs(jax.grad(along)(0.0) - quotient) < 1e-5 * abs(quotient)
+
+
+def test_prior_has_the_means_of_whole_matrices():
+    problem = rnn_stable_amplification(size=10)
+    assert problem.dim == 40
+    number = 10_000
+    keys = jax.random.split(jax.random.key(0), number)
+    draws = jax.vmap(problem.simulator.sample_prior)(keys)
+    found = np.asarray(jax.jit(jax.vmap(problem.evaluate))(keys, draws).moments, float)[:, :2]
+    left, right = np.random.default_rng(0).uniform(-1, 1, (2, number, 10, 2))
+    matrices = left @ right.transpose(0, 2, 1)
+    eigenvalues = np.linalg.eigvals(right.transpose(0, 2, 1) @ left).real.max(axis=1)
+    symmetric = np.linalg.eigvalsh((matrices + matrices.transpose(0, 2, 1)) / 2)[:, -1]
+    expected = np.stack([eigenvalues, symmetric], axis=1)
+    standard_error = np.sqrt((found.var(axis=0) + expected.var(axis=0)) / number)
+    assert np.all(np.abs(found.mean(axis=0) - expected.mean(axis=0)) < 5 * standard_error)
+
+
+def test_registered_problem_has_the_published_targets():
+    problem = epi.get_problem("circuits.rnn_stable_amplification", size=2)
+    np.testing.assert_allclose(problem.target, [0.5, 1.5, 0.0625, 0.0625])
+    assert problem.dim == 8
+    assert problem.simulator.noise == ("chi_U", "chi_V")
+    assert rnn_stable_amplification(size=3, noise=0.0).simulator.noise == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": 0}, "Expected size to be an integer >= 1; got 0"),
+        ({"size": 2.5}, r"Expected size to be an integer >= 1; got 2\.5"),
+        ({"growth_std": 0.0}, r"Expected a finite growth_std > 0; got 0\.0"),
+        ({"noise": -1.0}, r"Expected noise >= 0; got -1\.0"),
+        ({"bound": np.inf}, "Expected a finite bound > 0; got inf"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        rnn_stable_amplification(**options)
