@@ -1,0 +1,111 @@
+"""What keeps the modes: each part of the default start taken away in turn, and what else could take its place.
+
+    python benchmarks/modes.py [--seeds 3] [--out benchmarks/results/modes.md]
+
+The share is that of the oscillator's mode ``a12 > 0``, one half when exact, and of the four corners' mode in the first
+quadrant. KL(q || p*) counts lost modes: log 2 for one of two equal ones.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import jax
+import numpy as np
+
+import numpyro_epi as epi
+from numpyro_epi import _begin
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from chosen_problems import CHOSEN
+from problems import EXACT, exact_kl
+
+ALL = EXACT | CHOSEN
+PROBLEMS = ("oscillator_paper", "four_corners")
+
+
+class Changed(epi.starts.AbstractStart):
+    """The default start with fields of what it returns replaced."""
+
+    fit_draws: bool = True
+    anchored: bool = True
+
+    def __call__(self, key, problem):
+        begin = epi.starts.default(problem)(key, problem)
+        return begin._replace(fit_draws=self.fit_draws, eta=begin.eta if self.anchored else None)
+
+
+METHODS = {
+    "defaults": {},
+    "one normal as base": {"components": 1},
+    "not anchored to the chains' draws": {"start": Changed(anchored=False)},
+    "chains' mean and covariance only, anchored": {"start": Changed(fit_draws=False)},
+    "from the prior": {"start": epi.starts.Prior()},
+    "from the prior, 2,000 draws a step": {"start": epi.starts.Prior(), "num_draws": 2000},
+    "from the prior, 4 restarts": {"start": epi.starts.Prior(), "num_restarts": 4},
+    "from pilot draws": {"start": epi.starts.Pilot()},
+}
+
+
+def main() -> None:
+    """Fit by every method and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "modes.md")
+    arguments = parser.parse_args()
+    with arguments.out.open("w") as table:
+        for line in (("problem", "method", "KL by seed (nats)", "mode share by seed", "seconds"), ("---",) * 5):
+            _write(table, line)
+        for name in PROBLEMS:
+            for method in METHODS:
+                _write(table, _row(name, method, arguments.seeds))
+                jax.clear_caches()
+
+
+def _row(name: str, method: str, seeds: int) -> tuple[str, ...]:
+    exact = ALL[name]()
+    kls, shares, seconds = [], [], []
+    for seed in range(seeds):
+        options = dict(METHODS[method])
+        with _components(options.pop("components", None)):
+            try:
+                result = epi.fit(jax.random.key(seed), exact.problem, progress=False, certify=False, **options)
+            except ValueError as error:  # Too few pilot draws.
+                return name, method, str(error).split(";")[0], "-", "-"
+        kls.append(exact_kl(exact, base_entropy=result.verdict.base_entropy, moments=result.verdict.mean))
+        shares.append(_share(name, result))
+        seconds.append(result.seconds)
+    return (
+        name,
+        method,
+        ", ".join(f"{kl:.3f}" for kl in kls),
+        ", ".join(f"{share:.2f}" for share in shares),
+        f"{np.median(seconds):.0f}",
+    )
+
+
+@contextmanager
+def _components(count: int | None) -> Iterator[None]:
+    with mock.patch.object(_begin, "MAX_COMPONENTS", count or _begin.MAX_COMPONENTS):
+        yield
+
+
+def _share(name: str, result: epi.Result) -> float:
+    draws = result.sample(jax.random.key(1), (20_000,))
+    if name == "four_corners":
+        return float(np.mean(np.all(np.asarray(draws["z"]) > 0, axis=-1)))
+    return float(np.mean(np.asarray(draws["A"])[:, 0, 1] > 0))
+
+
+def _write(table, cells: tuple[str, ...]) -> None:
+    line = f"| {' | '.join(cells)} |"
+    print(line, flush=True)
+    table.write(line + "\n")
+    table.flush()
+
+
+if __name__ == "__main__":
+    main()
