@@ -116,6 +116,9 @@ class ChainSettings(eqx.Module):
                 raise ValueError(f"Expected {name} to be an integer >= {least}; got {count!r}.")
         if not self.precision > 0:
             raise ValueError(f"Expected precision > 0; got {self.precision}.")
+        for name in ("rate", "target_acceptance"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"Expected {name} between 0 and 1; got {getattr(self, name)}.")
 
 
 def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:

@@ -329,6 +329,8 @@ def test_settled_measures_in_standard_deviations():
         ({"num_simulations": 1}, "Expected num_simulations to be an integer >= 2; got 1"),
         ({"precision": 0.0}, "Expected precision > 0; got 0.0"),
         ({"precision": float("nan")}, "Expected precision > 0; got nan"),
+        ({"rate": 0.0}, "Expected rate between 0 and 1; got 0.0"),
+        ({"target_acceptance": 1.0}, "Expected target_acceptance between 0 and 1; got 1.0"),
     ],
 )
 def test_settings_are_checked(settings, message):
