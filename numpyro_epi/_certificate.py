@@ -91,7 +91,9 @@ def tilt(
     log_weight = log_weight - scipy.special.logsumexp(log_weight)
     weight = np.exp(log_weight)
     mean = weight @ moments
-    scale = np.sqrt(np.maximum(weight @ np.square(moments - mean), np.finfo(float).tiny))
+    # Weights of hardly one draw have no spread; that of all draws keeps the numbers finite then.
+    scale = np.maximum(np.sqrt(weight @ np.square(moments - mean)), 1e-6 * moments.std(axis=0))
+    scale = np.where(scale > 0, scale, 1.0)
     columns = (moments - target) / scale
     spread = None if noise is None else noise / scale[:, None] / scale
     begin = np.zeros(len(target)) if eta is None else eta * scale
