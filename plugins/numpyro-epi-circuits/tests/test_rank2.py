@@ -20,17 +20,29 @@ REFERENCE = {
 }
 
 
+@pytest.fixture
+def double_precision():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 def sites_of(left, right):
     return {"left": jnp.asarray(left, jnp.float32), "right": jnp.asarray(right, jnp.float32)}
 
 
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize(("left", "right", "growth", "initial"), REFERENCE.values(), ids=REFERENCE.keys())
 def test_reference_values(left, right, growth, initial):
     """At five units the columns of both are dependent."""
-    with jax.enable_x64(True):
-        sites = {"left": jnp.asarray(left), "right": jnp.asarray(right)}
-        assert abs(growth_rate(sites) - growth) < 2e-6
-        assert abs(initial_growth_rate(sites) - initial) < 2e-6
+    sites = {"left": jnp.asarray(left), "right": jnp.asarray(right)}
+    assert abs(growth_rate(sites) - growth) < 2e-6
+    assert abs(initial_growth_rate(sites) - initial) < 2e-6
+
+
+@pytest.mark.parametrize(("left", "right", "growth", "initial"), REFERENCE.values(), ids=REFERENCE.keys())
+def test_reference_values_in_single_precision(left, right, growth, initial):
+    assert abs(growth_rate(sites_of(left, right)) - growth) < 1e-5
     assert abs(initial_growth_rate(sites_of(left, right)) - initial) < 1e-3
 
 
@@ -47,18 +59,18 @@ def test_eigenvalues_are_those_of_the_whole_matrix(size):
         assert initial_growth_rate(sites) == pytest.approx(symmetric, rel=1e-4)
 
 
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("size", [3, 10])
 def test_gradients_are_difference_quotients(size):
     left, right = np.random.default_rng(1).uniform(-1, 1, (2, size, 2))
     direction = np.random.default_rng(2).normal(size=(2, size, 2))
-    with jax.enable_x64(True):
-        for measure in (growth_rate, initial_growth_rate):
+    for measure in (growth_rate, initial_growth_rate):
 
-            def along(t, measure=measure):
-                return measure({"left": left + t * direction[0], "right": right + t * direction[1]})
+        def along(t, measure=measure):
+            return measure({"left": left + t * direction[0], "right": right + t * direction[1]})
 
-            quotient = (along(1e-6) - along(-1e-6)) / 2e-6
-            assert abs(jax.grad(along)(0.0) - quotient) < 1e-5 * abs(quotient)
+        quotient = (along(1e-6) - along(-1e-6)) / 2e-6
+        assert abs(jax.grad(along)(0.0) - quotient) < 1e-5 * abs(quotient)
 
 
 def test_prior_has_the_means_of_whole_matrices():

@@ -24,6 +24,13 @@ FREQUENCIES = {
 """Hub frequency, Hz, at ``(g_el, g_synA)`` in nS, without noise and with sharpness 500."""
 
 
+@pytest.fixture
+def double_precision():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
 def simulate(g_el, g_syn_a, **options):
     model = stg(**options).simulator.model
     kwargs = {"current_noise": options.get("current_noise", 1.0)}
@@ -31,17 +38,17 @@ def simulate(g_el, g_syn_a, **options):
     return {name: site["value"] for name, site in handlers.trace(given).get_trace(**kwargs).items()}
 
 
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize(("conductances", "frequency"), FREQUENCIES.items())
 def test_reference_frequencies(conductances, frequency):
-    with jax.enable_x64(True):
-        assert abs(hub_frequency(simulate(*conductances, current_noise=0.0)) - frequency) < 2e-4
+    assert abs(hub_frequency(simulate(*conductances, current_noise=0.0)) - frequency) < 2e-4
 
 
+@pytest.mark.usefixtures("double_precision")
 def test_reference_voltages():
-    with jax.enable_x64(True):
-        voltage = simulate(4.5, 3.0, current_noise=0.0)["voltage"]
-        np.testing.assert_allclose(voltage[1], [-0.039664, -0.042960, 0.008329, -0.069123, 0.026620], atol=1e-6)
-        assert abs(voltage[300, 2] + 0.010736) < 2e-6
+    voltage = simulate(4.5, 3.0, current_noise=0.0)["voltage"]
+    np.testing.assert_allclose(voltage[1], [-0.039664, -0.042960, 0.008329, -0.069123, 0.026620], atol=1e-6)
+    assert abs(voltage[300, 2] + 0.010736) < 2e-6
 
 
 def test_single_precision_and_noise_leave_the_mode_s_frequency():
