@@ -16,6 +16,7 @@ import numpy as np
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from _table import write_row
 from chosen_problems import CHOSEN
 from problems import EXACT, ExactProblem
 
@@ -37,11 +38,11 @@ def main() -> None:
     with arguments.out.open("w") as table:
         rows = [HEADER, ("---",) * len(HEADER)]
         for cells in rows:
-            _write(table, cells)
+            write_row(table, cells)
         for name in arguments.problems:
             exact = ALL[name]()
             for seed in range(arguments.seeds):
-                _write(table, _row(exact, seed))
+                write_row(table, _row(exact, seed))
             jax.clear_caches()
 
 
@@ -67,13 +68,6 @@ def _row(exact: ExactProblem, seed: int) -> tuple[str, ...]:
         f"{found.num_simulations:.1e}",
         f"{found.seconds:.1f}",
     )
-
-
-def _write(table, cells: tuple[str, ...]) -> None:
-    line = f"| {' | '.join(cells)} |"
-    print(line, flush=True)
-    table.write(line + "\n")
-    table.flush()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpyro_epi as epi
 from numpyro_epi import _begin
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from _table import write_row
 from chosen_problems import CHOSEN
 from problems import EXACT, exact_kl
 
@@ -58,10 +59,10 @@ def main() -> None:
     arguments = parser.parse_args()
     with arguments.out.open("w") as table:
         for line in (("problem", "method", "KL by seed (nats)", "mode share by seed", "seconds"), ("---",) * 5):
-            _write(table, line)
+            write_row(table, line)
         for name in PROBLEMS:
             for method in METHODS:
-                _write(table, _row(name, method, arguments.seeds))
+                write_row(table, _row(name, method, arguments.seeds))
                 jax.clear_caches()
 
 
@@ -98,13 +99,6 @@ def _share(name: str, result: epi.Result) -> float:
     if name == "four_corners":
         return float(np.mean(np.all(np.asarray(draws["z"]) > 0, axis=-1)))
     return float(np.mean(np.asarray(draws["A"])[:, 0, 1] > 0))
-
-
-def _write(table, cells: tuple[str, ...]) -> None:
-    line = f"| {' | '.join(cells)} |"
-    print(line, flush=True)
-    table.write(line + "\n")
-    table.flush()
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import numpyro_epi as epi
 from numpyro_epi._arviz import as_datatree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from _table import write_row
 from chosen_problems import CHOSEN
 from problems import EXACT, ExactProblem, exact_kl, multiplier_error
 
@@ -47,15 +48,15 @@ def main() -> None:
     arguments = _arguments()
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     with arguments.out.open("w") as table:
-        _write(table, HEADER)
-        _write(table, ("---",) * len(HEADER))
+        write_row(table, HEADER)
+        write_row(table, ("---",) * len(HEADER))
         runs = [(name, "defaults", {}) for name in arguments.problems]
         if arguments.published:
             runs.append(("oscillator_tutorial", "published", PUBLISHED))
         for name, method, options in runs:
             exact = ALL[name]()
             for seed in range(arguments.seeds):
-                _write(table, _row(exact, method, seed, options))
+                write_row(table, _row(exact, method, seed, options))
             # The system allows a process so many mapped pieces of code; each problem's programs are used once.
             jax.clear_caches()
 
@@ -128,13 +129,6 @@ def _moments(result: epi.Result, tree: xr.DataTree) -> np.ndarray:
     sites = {name: jnp.asarray(value.values) for group in groups for name, value in group.items()}
     prop = result.problem.property
     return np.asarray(jax.jit(jax.vmap(jax.vmap(lambda draw: prop.moments(prop.values(draw)))))(sites), float)
-
-
-def _write(table, cells: tuple[str, ...]) -> None:
-    line = f"| {' | '.join(cells)} |"
-    print(line, flush=True)
-    table.write(line + "\n")
-    table.flush()
 
 
 if __name__ == "__main__":

@@ -42,15 +42,6 @@ def test_reference_steady_state(contrast, rate):
     np.testing.assert_allclose(rates[:, -1], rate, atol=2e-2)
 
 
-def test_noise_is_filtered_to_its_stationary_spread():
-    """With neither weights nor rectification the input's noise has variance ``sigma^2 (1 + tau / tau_noise)``."""
-    from numpyro_epi_circuits import v1
-
-    step = v1.STEP / v1.NOISE_TIME
-    scale = np.sqrt(2 * v1.NOISE_TIME * v1.STEP) / v1.NOISE_TIME
-    assert scale**2 / (1 - (1 - step) ** 2) == pytest.approx(1.0, rel=0.06)
-
-
 def test_gradient_without_noise_is_finite():
     problem = v1_ssn(num_trials=2)
     gradient = jax.grad(lambda u: problem.evaluate(jax.random.key(0), u).moments[0])(jnp.full(4, -20.0))

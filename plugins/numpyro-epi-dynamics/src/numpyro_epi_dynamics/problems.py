@@ -132,6 +132,7 @@ def _simulated_system(bound: float, duration: float, num_samples: int) -> None:
         saveat=diffrax.SaveAt(ts=times),
         stepsize_controller=diffrax.PIDController(rtol=SOLVER_TOLERANCE, atol=1e-3 * SOLVER_TOLERANCE),
         max_steps=1024,
+        # Where the solver gives up, samples are infinite: a failed draw, which is counted and left out.
         throw=False,
     )
     numpyro.deterministic("x", solution.ys)
