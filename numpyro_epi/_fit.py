@@ -21,7 +21,7 @@ from ._fresh import measure
 from ._keys import checked_key, key_text
 from ._loop import EpochRecord, Loop, LoopState, partition
 from ._outcome import STATUS, Verdict
-from ._problem import Problem
+from ._problem import Problem, check_budget
 from ._restarts import Candidates, Fleet, rank
 from ._result import Result
 from ._types import Key, Metric, Moments
@@ -67,8 +67,8 @@ def fit(
     objective: AbstractObjective = Pathwise(),
     rule: AbstractMultiplierRule = Natural(),
     optimizer: optax.GradientTransformation | None = None,
-    num_draws: int = 500,
-    max_steps: int = 2500,
+    num_draws: int | None = None,
+    max_steps: int | None = None,
     num_restarts: int = 1,
     tolerance: float = 0.05,
     certify: bool | None = None,
@@ -84,8 +84,9 @@ def fit(
         objective: Estimator of the augmented Lagrangian.
         rule: How the multipliers move.
         optimizer: Any optax optimiser; by default Adam with a cosine learning rate and global-norm clipping.
-        num_draws: Draws a step, each of them simulated once.
-        max_steps: Most optimiser steps; a run whose guide is nearly exact stops earlier.
+        num_draws: Draws a step, each of them simulated once; by default the problem's own, 500 if it says nothing.
+        max_steps: Most optimiser steps; a run whose guide is nearly exact stops earlier. By default the problem's own, 2500
+            if it says nothing.
         num_restarts: Flows that are fitted from one start, each with noise of its own, in one compiled program; the one nearest
             to the optimum is returned, or a mixture of them where that is nearer. See `Result.restarts`.
         tolerance: How near every mean must be to its target, in standard deviations of its statistic.
@@ -102,7 +103,10 @@ def fit(
     """
     began = time.perf_counter()
     key = checked_key(key)
-    _check_arguments(problem, num_draws=num_draws, max_steps=max_steps, num_restarts=num_restarts, tolerance=tolerance)
+    _check_arguments(problem, tolerance)
+    num_draws = problem.num_draws if num_draws is None else num_draws
+    max_steps = problem.max_steps if max_steps is None else max_steps
+    check_budget(num_draws=num_draws, max_steps=max_steps, num_restarts=num_restarts)
     keys = jax.random.split(key, 5)
     begin = (starts.default(problem) if start is None else start)(keys[0], problem)
     if begin.eta is not None:
@@ -344,12 +348,8 @@ def _shows(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
 
 
-def _check_arguments(problem: Problem, *, num_draws: int, max_steps: int, num_restarts: int, tolerance: float) -> None:
+def _check_arguments(problem: Problem, tolerance: float) -> None:
     if not isinstance(problem, Problem):
         raise TypeError(f"Expected a Problem; got {type(problem).__name__}. Write fit(key, Problem(model, property)).")
-    counts = (("num_draws", num_draws, 4), ("max_steps", max_steps, 1), ("num_restarts", num_restarts, 1))
-    for name, count, least in counts:
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise ValueError(f"Expected {name} to be an integer >= {least}; got {count!r}.")
     if not 0 < tolerance < math.inf:
         raise ValueError(f"Expected a finite tolerance > 0, in standard deviations; got {tolerance}.")

@@ -50,9 +50,11 @@ class Problem(eqx.Module):
         model_args: Positional arguments of the model.
         model_kwargs: Keyword arguments of the model.
         name: Printed and exported; the model's function name by default.
+        num_draws: Draws a step that a fit takes unless it is told otherwise; fewer where one simulation is expensive.
+        max_steps: Most steps of a fit unless it is told otherwise.
 
     Raises:
-        ValueError: If the parameters, the base or a target do not fit the model.
+        ValueError: If the parameters, the base or a target do not fit the model, or a number is not positive.
         TypeError: If ``model`` is not callable or ``property`` not an `EmergentProperty`.
     """
 
@@ -61,6 +63,8 @@ class Problem(eqx.Module):
     base: Literal["prior", "lebesgue"] = eqx.field(static=True)
     constraints: tuple[Constraint, ...] = eqx.field(static=True)
     name: str = eqx.field(static=True)
+    num_draws: int = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -72,6 +76,8 @@ class Problem(eqx.Module):
         model_args: tuple[Any, ...] = (),
         model_kwargs: Mapping[str, Any] | None = None,
         name: str | None = None,
+        num_draws: int = 500,
+        max_steps: int = 2500,
     ):
         if not callable(model):
             raise TypeError(f"Expected a NumPyro model (a function); got {type(model).__name__}.")
@@ -85,6 +91,8 @@ class Problem(eqx.Module):
             raise ValueError("Expected at least one parameter; got an empty sequence. Leave it out for all sites.")
         if base not in ("prior", "lebesgue"):
             raise ValueError(f"Expected base 'prior' or 'lebesgue'; got {base!r}.")
+        check_budget(num_draws=num_draws, max_steps=max_steps)
+        self.num_draws, self.max_steps = num_draws, max_steps
         self.simulator = Simulator(model, parameters=parameters or (), args=model_args, kwargs=model_kwargs)
         self.property = property
         self.base = base
@@ -119,6 +127,21 @@ class Problem(eqx.Module):
     def _abstract_sites(self) -> AbstractSites:
         zeros = jnp.zeros(self.simulator.dim)
         return jax.eval_shape(lambda: self.simulator(jax.random.key(0), zeros).sites)
+
+
+def check_budget(*, num_draws: int, max_steps: int, num_restarts: int = 1) -> None:
+    """Refuse what a fit cannot work with.
+
+    Raises:
+        ValueError: If a number is no integer, or too small.
+    """
+    for name, count, least in (
+        ("num_draws", num_draws, 4),
+        ("max_steps", max_steps, 1),
+        ("num_restarts", num_restarts, 1),
+    ):
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            raise ValueError(f"Expected {name} to be an integer >= {least}; got {count!r}.")
 
 
 def _validate(name: str, found: Any) -> Callable[..., Problem]:

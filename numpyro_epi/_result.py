@@ -195,25 +195,31 @@ class Result(eqx.Module):
         num_chains: int = 4,
         num_simulations: int = 32,
     ) -> Any:
-        """Draw from `tilted_model` by NUTS in the flow's coordinates, with chains that ArviZ can judge.
+        """Draw the maximum-entropy distribution by NUTS in the flow's coordinates, with chains that ArviZ can judge.
 
         The flow only sets how well the chains move: a poor guide costs effective draws, not correctness. Each chain
-        starts from its own draw of the guide and may never cross to a separate mode. A large R-hat then says that chains
-        sit in different modes, whose shares are those of the starts and not of the density. R-hat near 1 cannot show
-        a mode in which no chain started, such as one the guide has lost.
+        starts from its own draw of the guide and proposes jumps to others, so it visits the modes that the guide has;
+        where no jump is taken, a large R-hat says that chains sit in different modes. R-hat near 1 cannot show a mode
+        in which no chain started, such as one the guide has lost.
+
+        Where the simulator has noise of its own, each chain carries the noise of its simulations along and changes it
+        by Metropolis' rule (pseudo-marginal; Andrieu & Roberts 2009). Averaged over that noise the density is that of
+        the expected statistics: exactly for normal noise known to its covariance, which here is estimated, and up to
+        terms of order ``num_simulations ** -2`` otherwise. `tilted_model` keeps its noise.
 
         Args:
             key: For the starts, the chains, and the simulations in ``posterior_predictive``.
             num_warmup: Steps of each chain that adapt NUTS and are dropped.
             num_samples: Draws of each chain.
             num_chains: Run side by side, so memory and time of a step grow with it; R-hat needs at least two.
-            num_simulations: As for `tilted_model`; each leapfrog step costs this many simulations and their gradient.
+            num_simulations: Simulations in the average, where there is noise; each leapfrog step costs this many and
+                their gradient. A single one cannot be corrected for its noise.
 
         Returns:
             As `to_arviz`: ``InferenceData`` with ArviZ 0.x, an xarray ``DataTree`` with 1.x. Groups: ``posterior``, the
             parameters; ``posterior_predictive``, each draw's statistics in one simulation with fresh noise; and
             ``sample_stats`` with ``diverging``, ``acceptance_rate``, ``n_steps``, ``energy`` and ``lp``, the log density
-            of the constrained parameters up to its normaliser, nats.
+            of the constrained parameters up to its normaliser, nats, with noise an estimate of it.
 
         Raises:
             ValueError: If a count is too small, a multiplier is not finite, the flow is no flowjax ``Transformed``, or

@@ -8,6 +8,7 @@ Statistics 22:1701, section 2.3.3: an independence chain; Gabrié, Rotskoff & Va
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -19,8 +20,9 @@ import xarray as xr
 from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions import Distribution
-from numpyro.infer import MCMC, NUTS
-from numpyro.infer.hmc import HMCState
+from numpyro.infer import MCMC
+from numpyro.infer.hmc import HMCState, hmc
+from numpyro.infer.mcmc import MCMCKernel
 
 from ._arviz import SAMPLE_DIMS, _batch, _constant_data, _draw_groups, _root_attributes, to_arviz, to_datatree
 from ._dual import DualSolution
@@ -51,7 +53,8 @@ class Sampled(NamedTuple):
 
     Attributes:
         unconstrained: Parameters, all draws of the first chain first, shape [N, D].
-        log_density: Of these under ``p_eta`` up to its normaliser, in unconstrained coordinates, nats, shape [N].
+        log_density: Of these under ``p_eta`` up to its normaliser, in unconstrained coordinates, nats, shape [N]; where
+            the simulator has noise, estimated at the noise that the chain had then.
         stats: NUTS's own fields by ArviZ's names, each of shape [chains, draws].
     """
 
@@ -62,8 +65,10 @@ class Sampled(NamedTuple):
 
 def tilted_model(result: Result, *, num_simulations: int = NUM_SIMULATIONS) -> Callable[[], None]:
     """See `Result.tilted_model`."""
-    problem, keys = result.problem, _noise_keys(result, num_simulations)
-    eta = _multipliers(result)
+    problem, eta = result.problem, _multipliers(result)
+    _check_simulations(num_simulations)
+    key = jax.random.fold_in(key_from_text(result.seed), 11)
+    keys = jax.random.split(key, num_simulations if problem.simulator.noise else 1)
 
     def model() -> None:
         values = _sample_parameters(problem)
@@ -85,10 +90,11 @@ def sample_tilted(
     num_simulations: int = NUM_SIMULATIONS,
 ) -> Any:
     """See `Result.sample_tilted`."""
+    _check_simulations(num_simulations)
     _check_counts(num_warmup, num_samples, num_chains)
     chain_key, noise_key = jax.random.split(key)
     counts = {"num_warmup": num_warmup, "num_samples": num_samples, "num_chains": num_chains}
-    sampled = _run_chains(result, chain_key, _noise_keys(result, num_simulations), **counts)
+    sampled = _run_chains(result, chain_key, num_simulations=num_simulations, **counts)
     groups = _groups(result.problem, sampled, noise_key, (num_chains, num_samples))
     attrs = {name: value for name, value in _root_attributes(result).items() if name not in _OF_THE_GUIDE}
     settings = counts | ({"num_simulations": num_simulations} if result.problem.simulator.noise else {})
@@ -100,38 +106,61 @@ def sample_tilted(
     return to_arviz(to_datatree(groups, attrs))
 
 
-class _JumpingNUTS(NUTS):
-    """NUTS, and after each transition a proposal from a fixed distribution, taken by Metropolis' rule."""
+class _ChainState(NamedTuple):
+    """Where a chain is: its place as NumPyro's kernels show it, NUTS's own state, and the key of its simulations' noise."""
 
-    def __init__(self, potential: Callable[[Unconstrained], Scalar], proposal: Distribution):
-        super().__init__(potential_fn=potential)
-        self._potential, self._proposal = potential, proposal
+    z: Unconstrained
+    nuts: HMCState
+    noise: Key
+
+
+class _JumpingNUTS(MCMCKernel):
+    """NUTS at a noise that stays; after each transition fresh noise and a jump, both taken by Metropolis' rule.
+
+    Place and noise are drawn from their joint density ``exp(-potential(noise, z))``, so the place has the density that
+    is averaged over the noise (pseudo-marginal; Andrieu & Roberts 2009, Annals of Statistics 37:697; Alenlöv, Doucet &
+    Lindsten 2021, JMLR 22:141, move both as we do).
+    """
+
+    sample_field = "z"
+
+    def __init__(self, potential: Callable[[Key, Unconstrained], Scalar], proposal: Distribution, *, noisy: bool):
+        self._potential, self._proposal, self._noisy = potential, proposal, noisy
+        self._init, self._step = hmc(potential_fn_gen=lambda noise: partial(potential, noise), algo="NUTS")
+
+    def init(self, rng_key, num_warmup, init_params, model_args, model_kwargs):
+        def start(key: Key, z: Unconstrained, noise: Key) -> _ChainState:
+            options = {"trajectory_length": None, "model_args": (noise,), "rng_key": key}
+            return _ChainState(z, self._init(z, num_warmup, **options), noise)
+
+        z, noise = init_params
+        return (start if z.ndim == 1 else jax.vmap(start))(rng_key, z, noise)
 
     def sample(self, state, model_args, model_kwargs):
-        state = super().sample(state, model_args, model_kwargs)
-        return (self._jump if state.potential_energy.ndim == 0 else jax.vmap(self._jump))(state)
+        return (self._transition if state.z.ndim == 1 else jax.vmap(self._transition))(state)
 
-    def _jump(self, state: HMCState) -> HMCState:
-        key, propose_key, accept_key = jax.random.split(state.rng_key, 3)
-        proposed = self._proposal.sample(propose_key)
-        energy, slope = jax.value_and_grad(self._potential)(proposed)
-        log_ratio = self._log_weight(proposed, energy) - self._log_weight(state.z, state.potential_energy)
+    def _transition(self, state: _ChainState) -> _ChainState:
+        nuts = self._step(state.nuts, (state.noise,))
+        key, refresh_key, jump_key = jax.random.split(nuts.rng_key, 3)
+        state = _ChainState(nuts.z, nuts._replace(rng_key=key), state.noise)
+        if self._noisy:
+            state = self._metropolis(refresh_key, state, state.z, 0.0)
+        proposed = self._proposal.sample(jump_key)
+        log_ratio = self._proposal.log_prob(state.z) - self._proposal.log_prob(proposed)
+        return self._metropolis(jump_key, state, proposed, log_ratio)
+
+    def _metropolis(self, key: Key, state: _ChainState, z: Unconstrained, log_ratio: Scalar | float) -> _ChainState:
+        """Go to this place with fresh noise, or stay; ``log_ratio`` is the proposal's density here over that there."""
+        noise, accept_key = jax.random.split(jax.random.fold_in(key, 1))
+        energy, slope = jax.value_and_grad(self._potential, argnums=1)(noise, z)
+        nuts = state.nuts
         usable = jnp.isfinite(energy) & jnp.all(jnp.isfinite(slope))
-        jumps = usable & (jnp.log(jax.random.uniform(accept_key)) < log_ratio)
-        z, z_grad, potential, kept = (
-            jnp.where(jumps, new, old)
-            for new, old in (
-                (proposed, state.z),
-                (slope, state.z_grad),
-                (energy, state.potential_energy),
-                # The total energy of a chain that jumped keeps its kinetic part.
-                (state.energy + energy - state.potential_energy, state.energy),
-            )
-        )
-        return state._replace(z=z, z_grad=z_grad, potential_energy=potential, energy=kept, rng_key=key)
-
-    def _log_weight(self, z: Unconstrained, energy: Scalar) -> Scalar:
-        return -energy - self._proposal.log_prob(z)
+        log_ratio = nuts.potential_energy - energy + log_ratio
+        moves = usable & (jnp.log(jax.random.uniform(accept_key)) < log_ratio)
+        # The total energy of a chain that moved keeps its kinetic part.
+        total = nuts.energy + energy - nuts.potential_energy
+        moved = nuts._replace(z=z, z_grad=slope, potential_energy=energy, energy=total)
+        return jax.tree.map(partial(jnp.where, moves), _ChainState(z, moved, noise), state)
 
 
 class _NoiseSeed(handlers.seed):
@@ -170,11 +199,9 @@ def _mean_moments(problem: Problem, keys: Array, values: Sites) -> Moments:
     return jnp.mean(jax.vmap(moments)(keys), axis=0)
 
 
-def _noise_keys(result: Result, num_simulations: int) -> Array:
+def _check_simulations(num_simulations: int) -> None:
     if num_simulations < 1:
         raise ValueError(f"Expected num_simulations of at least 1; got {num_simulations}.")
-    key = jax.random.fold_in(key_from_text(result.seed), 11)
-    return jax.random.split(key, num_simulations if result.problem.simulator.noise else 1)
 
 
 def _multipliers(result: Result) -> Moments:
@@ -192,22 +219,24 @@ def _check_counts(num_warmup: int, num_samples: int, num_chains: int) -> None:
 
 
 def _run_chains(
-    result: Result, key: Key, noise_keys: Array, *, num_warmup: int, num_samples: int, num_chains: int
+    result: Result, key: Key, *, num_simulations: int, num_warmup: int, num_samples: int, num_chains: int
 ) -> Sampled:
     start_key, chain_key = jax.random.split(key)
     guide = result.guide
     transform = guide.get_transform(guide.params)
-    log_tilted = _log_tilted(result, noise_keys)
+    log_tilted = _log_tilted(result, num_simulations)
 
     # Not NumPyro's NeuTraReparam: it counts the flow's log det once for every element of the first site's batch shape.
-    def potential(base: Unconstrained) -> Scalar:
+    def potential(noise: Key, base: Unconstrained) -> Scalar:
         unconstrained, log_det = transform.call_with_intermediates(base)
-        return -(log_tilted(unconstrained) + log_det)
+        return -(log_tilted(noise, unconstrained) + log_det)
 
-    candidates = guide.get_base_dist().sample(start_key, (STARTS_PER_CHAIN * num_chains,))
-    starts = _finite_starts(potential, candidates, num_chains)
+    count = STARTS_PER_CHAIN * num_chains
+    draws_key, noise_key = jax.random.split(start_key)
+    candidates = guide.get_base_dist().sample(draws_key, (count,)), jax.random.split(noise_key, count)
+    starts = _finite_starts(potential, *candidates, num_chains)
     mcmc = MCMC(
-        _JumpingNUTS(potential, guide.get_base_dist()),
+        _JumpingNUTS(potential, guide.get_base_dist(), noisy=bool(result.problem.simulator.noise)),
         num_warmup=num_warmup,
         num_samples=num_samples,
         num_chains=num_chains,
@@ -215,34 +244,45 @@ def _run_chains(
         progress_bar=sys.stderr.isatty(),
     )
     # One chain is not batched.
-    mcmc.run(chain_key, init_params=starts if num_chains > 1 else starts[0], extra_fields=("potential_energy", *_STATS))
+    starts = starts if num_chains > 1 else jax.tree.map(lambda leaf: leaf[0], starts)
+    mcmc.run(
+        chain_key, init_params=starts, extra_fields=tuple(f"nuts.{name}" for name in ("potential_energy", *_STATS))
+    )
     fields = jax.device_get(mcmc.get_extra_fields(group_by_chain=True))
     unconstrained, log_det = jax.jit(jax.vmap(transform.call_with_intermediates))(mcmc.get_samples())
-    log_density = -np.ravel(fields["potential_energy"]) - np.asarray(log_det)
-    return Sampled(unconstrained, log_density, {ours: fields[theirs] for theirs, ours in _STATS.items()})
+    log_density = -np.ravel(fields["nuts.potential_energy"]) - np.asarray(log_det)
+    return Sampled(unconstrained, log_density, {ours: fields[f"nuts.{theirs}"] for theirs, ours in _STATS.items()})
 
 
-def _log_tilted(result: Result, noise_keys: Array) -> Callable[[Unconstrained], Scalar]:
+def _log_tilted(result: Result, num_simulations: int) -> Callable[[Key, Unconstrained], Scalar]:
+    """``log p_eta`` up to its normaliser, from this many simulations with the noise of a key where there is noise.
+
+    The mean over the noise of the exponential of an average's error is ``exp(eta' S eta / 2)``, for normal noise of
+    covariance ``S`` of the average: that much is taken away, so averaged over the noise the density is right.
+    """
     problem, eta = result.problem, _multipliers(result)
+    count = num_simulations if problem.simulator.noise else 1
 
-    def log_tilted(unconstrained: Unconstrained) -> Scalar:
-        found = jax.vmap(problem.evaluate, (0, None))(noise_keys, unconstrained)
-        return found.log_base[0] - eta @ (jnp.mean(found.moments, axis=0) - problem.target)
+    def log_tilted(noise: Key, unconstrained: Unconstrained) -> Scalar:
+        found = jax.vmap(problem.evaluate, (0, None))(jax.random.split(noise, count), unconstrained)
+        slack = (found.moments - problem.target) @ eta
+        correction = 0.5 * jnp.var(slack, ddof=1) / count if count > 1 else 0.0
+        return found.log_base[0] - jnp.mean(slack) - correction
 
     return log_tilted
 
 
 def _finite_starts(
-    potential: Callable[[Unconstrained], Scalar], candidates: Draws, num_chains: int
-) -> Float[Array, "chains D"]:
-    energy, slope = jax.jit(jax.vmap(jax.value_and_grad(potential)))(candidates)
+    potential: Callable[[Key, Unconstrained], Scalar], candidates: Draws, noise: Array, num_chains: int
+) -> tuple[Float[Array, "chains D"], Array]:
+    energy, slope = jax.jit(jax.vmap(jax.value_and_grad(potential, argnums=1)))(noise, candidates)
     (finite,) = np.nonzero(np.isfinite(energy) & np.isfinite(slope).all(axis=-1))
     if len(finite) < num_chains:
         raise ValueError(
             f"Expected {num_chains} draws of the guide with a finite density and gradient to start from; got "
             f"{len(finite)} of {len(candidates)}. problem.check(key) shows where the model fails."
         )
-    return candidates[finite[:num_chains]]
+    return candidates[finite[:num_chains]], noise[finite[:num_chains]]
 
 
 def _groups(problem: Problem, sampled: Sampled, noise_key: Key, shape: tuple[int, int]) -> dict[str, xr.Dataset]:

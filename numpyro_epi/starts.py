@@ -4,7 +4,6 @@ A start gives draws in unconstrained coordinates; the guide is moved to their me
 for it, fitted to them by maximum likelihood.
 """
 
-import math
 from abc import abstractmethod
 from typing import NamedTuple
 
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._chains import ChainSettings, begins_at_base, solve
+from ._pilot import approach
 from ._problem import Problem
 from ._types import Draws, Key, Moments, Numbers
 
@@ -100,41 +100,57 @@ class Pilot(AbstractStart):
     """Begin at prior draws that roughly have the property (the original's ``abc`` start, with their own covariance).
 
     A draw is kept if every statistic is within ``spreads`` standard deviations of its target mean: the target's where it
-    has one, the prior's otherwise.
+    has one, the prior's otherwise. Where few prior draws are, the search comes nearer in rounds, each around the nearest
+    draws of the last, weighted towards the prior (Beaumont et al. 2009); no gradient is used.
 
     Attributes:
-        num_draws: Draws to keep.
+        num_draws: Effective number of draws to keep.
         spreads: How near a kept draw must be, in standard deviations.
-        max_simulations: Prior draws tried before giving up.
-        batch: Prior draws tried at once.
+        max_simulations: Draws simulated before giving up.
+        batch: Draws simulated at once.
+        or_prior: Begin at the prior, and say so, where nothing near enough is found or the prior is improper; else that is
+            an error.
     """
 
     num_draws: int = 500
     spreads: float = 2.0
-    max_simulations: int = 2_000_000
-    batch: int = 20_000
+    max_simulations: int = 200_000
+    batch: int = 2000
+    or_prior: bool = False
 
     def __check_init__(self):
         if not (self.num_draws >= 2 and self.spreads > 0 and self.batch >= 1):
             raise ValueError(f"Expected num_draws >= 2, spreads > 0 and batch >= 1; got {self}.")
 
     def __call__(self, key, problem):
+        pilot_key, prior_key = jax.random.split(key)
         if not problem.simulator.has_proper_prior:
+            if self.or_prior:
+                return Prior()(prior_key, problem)
             raise ValueError("Expected a proper prior for pilot draws; this one is improper. Use starts.Gaussian.")
-        kept: list[np.ndarray] = []
-        tried, sampler = 0, _pilot_sampler(problem, self.batch, self.spreads)
-        while sum(len(batch) for batch in kept) < self.num_draws and tried < self.max_simulations:
-            key, batch_key = jax.random.split(key)
-            draws, near = sampler(batch_key)
-            kept.append(np.asarray(draws)[np.asarray(near)])
-            tried += self.batch
-        draws = np.concatenate(kept)[: self.num_draws]
-        if len(draws) < max(2, problem.dim + 1):
-            raise ValueError(
+        near = approach(
+            problem,
+            pilot_key,
+            num_draws=self.num_draws,
+            spreads=self.spreads,
+            batch=self.batch,
+            max_simulations=self.max_simulations,
+        )
+        if near.tolerance > self.spreads or near.ess < problem.dim + 1:
+            found = (
                 f"Expected at least {problem.dim + 1} pilot draws within {self.spreads} spreads of the targets; got "
-                f"{len(draws)} of {tried} prior draws. Raise spreads or max_simulations, or start from the prior."
+                f"{near.ess:.0f} within {near.tolerance:.3g} of {near.num_simulations} simulated."
             )
-        return Start(jnp.asarray(draws), True, None, f"Started from {len(draws)} pilot draws of {tried} prior draws.")
+            if self.or_prior:
+                start = Prior()(prior_key, problem)
+                return start._replace(message=f"{found} {start.message}")
+            raise ValueError(f"{found} Raise spreads or max_simulations, or start from the prior.")
+        draws = jnp.asarray(near.resampled(len(near.draws)), float)
+        message = (
+            f"Started from {len(draws)} pilot draws, worth {near.ess:.0f} independent ones, of {near.num_simulations} "
+            "simulated."
+        )
+        return Start(draws, True, None, message)
 
 
 class Chains(AbstractStart):
@@ -186,22 +202,3 @@ def differentiable(problem: Problem) -> bool:
 
 def _prior_draws(key: Key, problem: Problem, num_draws: int) -> Draws:
     return jax.jit(jax.vmap(problem.simulator.sample_prior))(jax.random.split(key, num_draws))
-
-
-def _pilot_sampler(problem: Problem, batch: int, spreads: float):
-    orders = np.array([constraint.order for constraint in problem.constraints])
-    names = [constraint.statistic for constraint in problem.constraints]
-    spread_of = {c.statistic: math.sqrt(c.target) for c in problem.constraints if c.order == 2}
-    spread = np.array([spread_of.get(name, np.nan) for name in names])
-
-    @jax.jit
-    def sample(key: Key):
-        prior_key, noise_key = jax.random.split(key)
-        draws = jax.vmap(problem.simulator.sample_prior)(jax.random.split(prior_key, batch))
-        found = jax.vmap(problem.evaluate)(jax.random.split(noise_key, batch), draws)
-        distance = jnp.abs(found.moments - problem.target)
-        scale = jnp.where(jnp.isnan(spread), jnp.nanstd(found.moments, axis=0), spread)
-        near = jnp.all((distance <= spreads * scale) | (orders == 2), axis=1)
-        return draws, near & found.finite
-
-    return sample

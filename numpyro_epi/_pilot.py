@@ -1,0 +1,191 @@
+"""Draws of the prior that roughly have a property, found by simulating ever nearer to it.
+
+Population Monte Carlo with a falling tolerance (Beaumont, Cornuet, Marin & Robert 2009, Biometrika 96:983): each round
+proposes from normals around the last round's nearest draws, and from the prior, and weighs by prior over proposal. What
+comes out is the prior, restricted to where every mean statistic lies within a few spreads of its target. Each normal has
+the covariance of its neighbours, so that proposals follow a bent region (Filippi, Barnes, Cornebise & Stumpf 2013,
+Statistical Applications in Genetics and Molecular Biology 12:87). A round's tolerance is a quantile of its distances (Del
+Moral, Doucet & Jasra 2012, Statistics and Computing 22:1009).
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float
+from scipy.spatial import KDTree
+
+from ._problem import Problem
+from ._types import Draws, Key, MomentDraws, PerDraw, Scalar, Unconstrained
+
+QUANTILE, LEAST_FALL = 0.25, 0.8
+"""A round's tolerance takes in this share of its draws, but is at most this share of the last one: the simulator's noise may
+keep most draws away, however good the proposal."""
+
+ENOUGH_PER_DIM = 20
+"""Effective draws, for each parameter, that a tolerance must have had before it falls; till then rounds add up."""
+
+PRIOR_SHARE = 0.05
+"""Of the proposals: it bounds the weights, and finds what the first rounds missed."""
+
+NUM_CENTRES = 500
+"""Draws around which normals stand."""
+
+WIDTH = 2.0
+"""Covariance of those normals over that of their neighbours, Beaumont et al.'s choice for all draws."""
+
+MIN_NEIGHBOURS, NEIGHBOURS_PER_DIM = 20, 5
+"""Draws of which a normal takes the covariance."""
+
+
+class Near(NamedTuple):
+    """Draws within a tolerance.
+
+    Attributes:
+        draws: In unconstrained coordinates, shape [N, D].
+        log_weight: Of each towards the prior within the tolerance, normalised, shape [N].
+        tolerance: Largest distance from the targets, in spreads.
+        num_simulations: Draws simulated to find them.
+    """
+
+    draws: Float[np.ndarray, "N D"]
+    log_weight: Float[np.ndarray, " N"]
+    tolerance: float
+    num_simulations: int
+
+    @property
+    def ess(self) -> float:
+        """Effective number of draws."""
+        return float(np.exp(-scipy.special.logsumexp(2 * self.log_weight))) if len(self.log_weight) else 0.0
+
+    def resampled(self, num_draws: int) -> Float[np.ndarray, "M D"]:
+        """Equally weighted draws, by systematic resampling."""
+        points = (np.arange(num_draws) + 0.5) / num_draws
+        index = np.searchsorted(np.cumsum(np.exp(self.log_weight)), points)
+        return self.draws[np.minimum(index, len(self.draws) - 1)]
+
+
+def approach(problem: Problem, key: Key, *, num_draws: int, spreads: float, batch: int, max_simulations: int) -> Near:
+    """Simulate batches until the draws within ``spreads`` are worth ``num_draws``, or the simulations are spent.
+
+    A draw's distance is that of its furthest statistic from its target mean, in standard deviations: the target's where it
+    has one, the prior's otherwise.
+    """
+    proposal, near, distance_of = None, None, None
+    rounds: list[_Round] = []
+    tolerance = np.inf
+    for number in range(math.ceil(max_simulations / batch)):
+        draws, log_weight, moments = _simulate(problem, jax.random.fold_in(key, number), proposal, batch)
+        distance_of = distance_of or _distance(problem, np.asarray(moments, float))
+        found = _Round(np.asarray(draws, float), np.asarray(log_weight, float), distance_of(np.asarray(moments, float)))
+        rounds.append(found)
+        if tolerance > spreads and _within(rounds, tolerance, 0).ess >= ENOUGH_PER_DIM * problem.dim:
+            tolerance = max(spreads, min(found.quantile(), LEAST_FALL * tolerance))
+            rounds = [found]
+        near = _within(rounds, tolerance, (number + 1) * batch)
+        if tolerance <= spreads and near.ess >= num_draws:
+            break
+        prior_will_do = proposal is None and tolerance <= spreads
+        if not prior_will_do and near.ess > problem.dim + 1:
+            proposal = _around(near)
+    assert near is not None
+    return near
+
+
+class _Round(NamedTuple):
+    """Draws of one round, their weights towards the prior, and their distances from the targets."""
+
+    draws: Float[np.ndarray, "N D"]
+    log_weight: Float[np.ndarray, " N"]
+    distance: Float[np.ndarray, " N"]
+
+    def quantile(self) -> float:
+        """The distance within which the nearest share of the draws lies."""
+        nearest = np.sort(self.distance[np.isfinite(self.distance)])
+        return float(nearest[math.ceil(QUANTILE * len(nearest)) - 1]) if len(nearest) else np.inf
+
+
+class _Proposal(NamedTuple):
+    """Equally weighted normals, K centres and roots of covariances; beside them, the prior."""
+
+    centres: Float[Array, "K D"]
+    cholesky: Float[Array, "K D D"]
+
+
+def _distance(
+    problem: Problem, first: Float[np.ndarray, "N M"]
+) -> Callable[[Float[np.ndarray, "N M"]], Float[np.ndarray, " N"]]:
+    """How far moments are from the targets; ``first`` are those of prior draws, for statistics without a wanted spread."""
+    wanted = {c.statistic: math.sqrt(c.target) for c in problem.constraints if c.order == 2}
+    found = np.nanstd(np.where(np.isfinite(first), first, np.nan), axis=0)
+    spread = np.array([wanted.get(c.statistic, s) for c, s in zip(problem.constraints, found, strict=True)])
+    spread = np.maximum(spread, np.finfo(np.float32).tiny)
+    means = np.array([c.order == 1 for c in problem.constraints])
+
+    def distance(moments: Float[np.ndarray, "N M"]) -> Float[np.ndarray, " N"]:
+        off = np.max((np.abs(moments - problem.target) / spread)[:, means], axis=1)
+        return np.where(np.all(np.isfinite(moments), axis=1), off, np.inf)
+
+    return distance
+
+
+def _within(rounds: list[_Round], tolerance: float, num_simulations: int) -> Near:
+    draws, log_weight, distance = (np.concatenate(part) for part in zip(*rounds, strict=True))
+    near = (distance <= tolerance) & np.isfinite(distance) & np.isfinite(log_weight)
+    log_weight = log_weight[near] - scipy.special.logsumexp(log_weight[near]) if np.any(near) else log_weight[near]
+    return Near(draws[near], log_weight, tolerance, num_simulations)
+
+
+def _around(near: Near) -> _Proposal:
+    centres = near.resampled(NUM_CENTRES)
+    dim = centres.shape[1]
+    scale = np.std(centres, axis=0) + 1e-12
+    # Different draws only: copies of one would have no spread.
+    others = np.unique(centres, axis=0)
+    count = min(len(others), MIN_NEIGHBOURS + NEIGHBOURS_PER_DIM * dim)
+    _, index = KDTree(others / scale).query(centres / scale, k=count)
+    neighbours = others[index.reshape(len(centres), count)]
+    centred = neighbours - neighbours.mean(axis=1, keepdims=True)
+    covariance = WIDTH * np.einsum("kni,knj->kij", centred, centred) / max(count - 1, 1)
+    floor = 1e-6 * np.diag(scale**2)
+    return _Proposal(jnp.asarray(centres, float), jnp.asarray(np.linalg.cholesky(covariance + floor), float))
+
+
+@eqx.filter_jit
+def _simulate(problem: Problem, key: Key, proposal: _Proposal | None, batch: int) -> tuple[Draws, PerDraw, MomentDraws]:
+    """Propose and simulate: draws, log of prior over proposal, moments."""
+    prior_key, noise_key, centre_key, step_key, choice_key = jax.random.split(key, 5)
+    draws = jax.vmap(problem.simulator.sample_prior)(jax.random.split(prior_key, batch))
+    if proposal is not None:
+        index = jax.random.randint(centre_key, (batch,), 0, len(proposal.centres))
+        steps = jax.random.normal(step_key, draws.shape)
+        moved = proposal.centres[index] + jnp.einsum("nij,nj->ni", proposal.cholesky[index], steps)
+        from_prior = jax.random.bernoulli(choice_key, PRIOR_SHARE, (batch, 1))
+        draws = jnp.where(from_prior, draws, moved)
+
+    def measure(given: tuple[Key, Array]) -> tuple[Array, Array]:
+        key, u = given
+        draw = problem.simulator(key, u)
+        return draw.log_prior + draw.log_det, problem.property.moments(problem.property.values(draw.sites))
+
+    # A few at a time: a simulation may hold much.
+    log_prior, moments = jax.lax.map(measure, (jax.random.split(noise_key, batch), draws), batch_size=min(batch, 250))
+    if proposal is None:
+        return draws, jnp.zeros(batch), moments
+    log_proposal = jax.lax.map(lambda u: _log_density(proposal, u), draws, batch_size=min(batch, 250))
+    log_mixture = jnp.logaddexp(jnp.log(PRIOR_SHARE) + log_prior, jnp.log1p(-PRIOR_SHARE) + log_proposal)
+    return draws, log_prior - log_mixture, moments
+
+
+def _log_density(proposal: _Proposal, u: Unconstrained) -> Scalar:
+    white = jax.vmap(partial(solve_triangular, lower=True))(proposal.cholesky, u - proposal.centres)
+    log_det = jnp.sum(jnp.log(jnp.diagonal(proposal.cholesky, axis1=1, axis2=2)), axis=1)
+    normals = -0.5 * jnp.sum(jnp.square(white), axis=1) - log_det
+    return jax.nn.logsumexp(normals) - math.log(len(proposal.centres)) - 0.5 * u.size * math.log(2 * math.pi)
