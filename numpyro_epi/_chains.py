@@ -34,6 +34,10 @@ REFERENCE_SCALE = 3.0
 FAR = 0.03
 """Length of a Newton step beyond its noise, in standard deviations, up to which its end may enter the average."""
 
+LONGEST_STEP = 1.0
+"""Of an update, in standard deviations of the log weights: beyond it few chains would keep a weight, and targets that are many
+standard deviations away, as under a prior of many parameters, would send the multipliers off for good."""
+
 NUM_ATTEMPTS = 3
 """Most walks of the path."""
 
@@ -328,16 +332,32 @@ class _Path(eqx.Module):
         centred = moments - mean
         covariance = 0.5 * (chains.covariance + jnp.einsum("n,tni,tnj->ij", weight, centred, centred))
         to_go = jnp.maximum(1.0 - (number + 1) / half, 0.0).astype(mean.dtype)
-        target = self._target(mean.dtype)
         rate = jnp.where(number < half, self.settings.rate, self.settings.rate / 3).astype(mean.dtype)
         # Second moments fall by decades on the way: squared, so that the last decades are not crossed in one step.
-        step = rate * shrunk_inverse(covariance, 0.01) @ (mean - target - to_go**2 * (first - target))
+        step = rate * shrunk_inverse(covariance, 0.01) @ (mean - self._on_the_way(first, to_go**2))
+        length = jnp.sqrt(jnp.maximum(step @ covariance @ step, jnp.finfo(step.dtype).tiny))
+        step = step * jnp.minimum(1.0, LONGEST_STEP / length)
         chains = chains._replace(covariance=covariance)
         chains = self.reweigh(chains, self.measure(chains), jnp.where(planned, eta, chains.eta + step), to_go)
         weight = jax.nn.softmax(chains.log_weight)
         share = 1.0 / (jnp.sum(weight**2) * weight.size)
         resampled = _resample(chains, resample_key)
         return jax.tree.map(lambda a, b: jnp.where(share < 0.5, a, b), resampled, chains)
+
+    def _on_the_way(self, first: Moments, share: Scalar) -> Moments:
+        """Targets that still hold this share of the first moments, on a path along which *variances* are interpolated.
+
+        Interpolated second moments would ask for a mixture of the first distribution and the last one, with a gap where the
+        mean has far to go.
+        """
+        constraints = self.problem.constraints
+        mean_of = {c.statistic: i for i, c in enumerate(constraints) if c.order == 1}
+        away = first - self._target(first.dtype)
+        squares = [(i, mean_of[c.statistic]) for i, c in enumerate(constraints) if c.order == 2]
+        moments = self._target(first.dtype) + share * away
+        for square, mean in squares:
+            moments = moments.at[square].add(-share * (1 - share) * jnp.square(away[mean]))
+        return moments
 
     def reweigh(self, chains: _Chains, found: _Measured, eta: Moments, reference: Scalar) -> _Chains:
         """Change the density under the chains' feet, and their weights with it."""

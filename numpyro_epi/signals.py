@@ -16,10 +16,24 @@ __all__ = [
     "correlation",
     "dominant_frequency",
     "fano_factor",
+    "moving_average",
     "spectral_amplitude",
     "spectral_mean_frequency",
     "standard_deviation",
 ]
+
+
+def moving_average(signal: Float[Array, " T"], window: int) -> Float[Array, " S"]:
+    """Means of every ``window`` successive samples, ``T - window + 1`` of them.
+
+    Raises:
+        ValueError: If the window is shorter than one sample or longer than the signal.
+    """
+    if not 1 <= window <= len(signal):
+        raise ValueError(f"Expected a window of 1 to {len(signal)} samples; got {window}.")
+    # Not jnp.convolve: jaxlib 0.10.2 crashes on the gradient of a batched convolution inside a loop on the CPU.
+    count = len(signal) - window + 1
+    return sum(signal[i : i + count] for i in range(window)) / window
 
 
 def spectral_amplitude(

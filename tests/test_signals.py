@@ -105,3 +105,29 @@ def test_registered_under_its_name(name, function):
 def test_options_are_checked(changed, message):
     with pytest.raises(ValueError, match=message):
         signals.spectral_amplitude(jnp.zeros(10), **(OPTIONS | changed))
+
+
+@pytest.mark.parametrize("window", [1, 7, 50])
+def test_moving_average_is_numpy_s_convolution(window):
+    signal = np.random.default_rng(0).normal(size=50)
+    expected = np.convolve(signal, np.full(window, 1 / window), mode="valid")
+    np.testing.assert_allclose(signals.moving_average(jnp.asarray(signal), window), expected, atol=1e-6)
+
+
+def test_moving_average_is_differentiable_inside_a_loop():
+    """What `jnp.convolve` is not: it ends the process there."""
+
+    def gradient(carry, signal):
+        return carry, jax.vmap(jax.grad(lambda s: jnp.sum(jnp.square(signals.moving_average(s, 20)))))(signal)
+
+    batches = jax.random.normal(jax.random.key(0), (2, 100, 60))
+    found = jax.jit(lambda s: jax.lax.scan(gradient, 0, s)[1])(batches)
+    kernel = np.full(20, 1 / 20)
+    expected = 2 * np.convolve(np.convolve(np.asarray(batches[1, 3]), kernel, mode="valid"), kernel, mode="full")
+    np.testing.assert_allclose(found[1, 3], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [0, 51])
+def test_moving_average_refuses_a_window_that_does_not_fit(window):
+    with pytest.raises(ValueError, match=f"Expected a window of 1 to 50 samples; got {window}"):
+        signals.moving_average(jnp.zeros(50), window)

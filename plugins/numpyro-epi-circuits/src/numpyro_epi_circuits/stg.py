@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 
 import numpyro_epi as epi
-from numpyro_epi.signals import spectral_mean_frequency
+from numpyro_epi.signals import moving_average, spectral_mean_frequency
 
 from ._checks import check_positive
 
@@ -66,7 +66,7 @@ def hub_frequency(sites: Mapping[str, Array]) -> Float[Array, ""]:
         KeyError: If the model has no such site.
     """
     rectified = jax.nn.relu(sites["hub_voltage"][DISCARD:])
-    smooth = jnp.convolve(rectified, jnp.full(WINDOW, 1.0 / WINDOW, rectified.dtype), mode="valid")
+    smooth = moving_average(rectified, WINDOW)
     return spectral_mean_frequency(smooth, step=STEP / 1000, highest=1.0, resolution=0.01, sharpness=SHARPNESS)
 
 
