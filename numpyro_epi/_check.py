@@ -424,9 +424,7 @@ def _misses(deviations: Float[np.ndarray, "K M"]) -> Float[np.ndarray, " M"] | N
 def _no_gradient(problem: Problem, reason: str) -> CheckItem:
     if any(_declared_differentiable(problem)):
         return CheckItem("gradient", False, f"{reason}. Fit with objective=objectives.Score().")
-    return CheckItem(
-        "gradient", None, "every statistic is declared not differentiable: fit with objective=objectives.Score()"
-    )
+    return CheckItem("gradient", None, "every statistic is declared not differentiable; fit uses objectives.Score()")
 
 
 def _gradients(problem: Problem, seen: _Seen, slopes: _Slopes) -> Iterator[CheckItem]:
@@ -448,7 +446,7 @@ def _gradient(constraint: Constraint, slopes: _Slopes, declared: bool) -> CheckI
     """One moment's; the fields' leading axis is gone."""
     name = f"gradient of {constraint.name}"
     if not declared:
-        message = "declared not differentiable, so a pathwise fit learns nothing: fit with objective=objectives.Score()"
+        message = "declared not differentiable, so a pathwise fit learns nothing; fit uses objectives.Score()"
         return CheckItem(name, None, message)
     if slopes.nonfinite > 0:
         message = (

@@ -14,7 +14,7 @@ import optax
 from flowjax.distributions import AbstractDistribution
 from tqdm.auto import tqdm
 
-from . import _optimizer, flows, starts
+from . import _optimizer, flows, objectives, starts
 from ._begin import begin_flow, num_components
 from ._certificate import assess, cost
 from ._fresh import measure
@@ -26,7 +26,7 @@ from ._restarts import Candidates, Fleet, rank
 from ._result import Result
 from ._types import Key, Metric, Moments
 from .multipliers import AbstractMultiplierRule, Natural
-from .objectives import AbstractObjective, Anchored, Pathwise
+from .objectives import AbstractObjective, Anchored
 
 NUM_CHUNKS = 20
 """Times a run may report, stop early or be interrupted."""
@@ -64,7 +64,7 @@ def fit(
     *,
     flow: flows.FlowBuilder = flows.default,
     start: starts.AbstractStart | None = None,
-    objective: AbstractObjective = Pathwise(),
+    objective: AbstractObjective | None = None,
     rule: AbstractMultiplierRule = Natural(),
     optimizer: optax.GradientTransformation | None = None,
     num_draws: int | None = None,
@@ -80,8 +80,10 @@ def fit(
         key: Random key, ``jax.random.key(seed)``; the same key gives the same result.
         problem: The question.
         flow: Builder of the flow, ``(key, dim) -> flowjax distribution``.
-        start: Where to begin; by default chains that solve the dual where they can be used, the prior elsewhere.
-        objective: Estimator of the augmented Lagrangian.
+        start: Where to begin; by default chains that solve the dual where simulations are cheap and smooth, see
+            `starts.default`.
+        objective: Estimator of the augmented Lagrangian; by default gradients through the simulator, or through the density
+            only where a statistic is declared not differentiable.
         rule: How the multipliers move.
         optimizer: Any optax optimiser; by default Adam with a cosine learning rate and global-norm clipping.
         num_draws: Draws a step, each of them simulated once; by default the problem's own, 500 if it says nothing.
@@ -109,6 +111,7 @@ def fit(
     check_budget(num_draws=num_draws, max_steps=max_steps, num_restarts=num_restarts)
     keys = jax.random.split(key, 5)
     begin = (starts.default(problem) if start is None else start)(keys[0], problem)
+    objective = objectives.default(problem) if objective is None else objective
     if begin.eta is not None:
         objective = Anchored(objective, begin.draws)
     optimizer = optimizer or _optimizer.default(max_steps)

@@ -109,6 +109,11 @@ class Problem(eqx.Module):
         """Targets of the constrained moments, shape [M], each in its own unit."""
         return np.array([constraint.target for constraint in self.constraints])
 
+    @builtins.property  # The field of that name hides the decorator from type checkers.
+    def differentiable(self) -> bool:
+        """Whether every statistic has a useful gradient; see `statistic`."""
+        return all(target.statistic.differentiable for target in self.property.targets)
+
     def evaluate(self, key: Key, unconstrained: Unconstrained) -> Evaluation:
         """Run one draw and measure it. Batch it with ``jax.vmap``."""
         draw = self.simulator(key, unconstrained)

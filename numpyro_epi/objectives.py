@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from ._problem import Evaluation
+from ._problem import Evaluation, Problem
 from ._types import Draws, Finite, Metric, MomentDraws, Moments, PerDraw, Scalar
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "Lagrangian",
     "Pathwise",
     "Score",
+    "default",
     "split_half",
     "squared_mean",
     "u_statistic",
@@ -193,6 +194,11 @@ class Anchored(AbstractObjective):
         key, pick_key = jax.random.split(key)
         loss, batch = self.objective(key, flow, evaluate, lagrangian, num_draws)
         return loss - self.weight * mean_log_density(pick_key, flow, self.draws, num_draws), batch
+
+
+def default(problem: Problem) -> AbstractObjective:
+    """Gradients through the simulator where every statistic has one, through the density only elsewhere."""
+    return Pathwise() if problem.differentiable else Score()
 
 
 def mean_log_density(key: PRNGKeyArray, flow: AbstractDistribution, draws: Draws, num_draws: int) -> Scalar:

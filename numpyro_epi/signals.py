@@ -33,7 +33,7 @@ def moving_average(signal: Float[Array, " T"], window: int) -> Float[Array, " S"
         raise ValueError(f"Expected a window of 1 to {len(signal)} samples; got {window}.")
     # Not jnp.convolve: jaxlib 0.10.2 crashes on the gradient of a batched convolution inside a loop on the CPU.
     count = len(signal) - window + 1
-    return sum(signal[i : i + count] for i in range(window)) / window
+    return jnp.mean(jnp.stack([signal[i : i + count] for i in range(window)]), axis=0)
 
 
 def spectral_amplitude(

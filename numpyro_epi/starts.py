@@ -15,9 +15,21 @@ import numpy as np
 from ._chains import ChainSettings, begins_at_base, solve
 from ._pilot import approach
 from ._problem import Problem
-from ._types import Draws, Key, Moments, Numbers
+from ._types import Draws, Key, Moments, Numbers, Scalar
+from ._work import work
 
 __all__ = ["AbstractStart", "Chains", "Gaussian", "Pilot", "Prior", "Start", "default"]
+
+
+TRIVIAL, EXPENSIVE = 1000, 200_000
+"""Work of one simulation, as `_work.work` counts it: up to the first, chains of full size take about as long as the loop's own
+flow; beyond the second even short ones would take most of the time."""
+
+LIGHT = ChainSettings(num_chains=128, num_updates=80, num_transitions=4, num_simulations=2)
+"""Chains of a fifteenth of the full number of transitions."""
+
+LARGE_NOISE, NOISE_DRAWS = 0.1, 500
+"""Share of a moment's variance over the prior that may be noise where only two simulations are averaged; draws that show it."""
 
 
 class Start(NamedTuple):
@@ -167,7 +179,7 @@ class Chains(AbstractStart):
     tolerance: float = 0.1
 
     def __call__(self, key, problem):
-        if not differentiable(problem):
+        if not problem.differentiable:
             raise ValueError(
                 f"Expected differentiable statistics, for chains; some of {problem.name!r} are not. Use starts.Prior or "
                 "starts.Pilot."
@@ -186,18 +198,35 @@ class Chains(AbstractStart):
 
 
 def default(problem: Problem) -> AbstractStart:
-    """Chains for a noiseless simulator with gradients and a proper prior; the prior otherwise.
+    """The start that a problem's own cost and noise ask for.
 
-    Noise makes every step of a chain cost several simulations, while the loop needs one a draw; under an improper prior
-    chains cost more than they gained on the exact problems (``benchmarks/quality.py``).
+    Chains where statistics have gradients, simulations are cheap and their noise is small; fewer and shorter ones where a
+    simulation is not trivial. Where it is expensive, or jumps, draws that come near the property without gradients. The
+    prior where noise is large, since every step of a chain then costs many simulations and the loop needs one a draw, and
+    under an improper prior, where chains cost more than they gained (``benchmarks/results``).
     """
-    suits = differentiable(problem) and not problem.simulator.noise and begins_at_base(problem)
-    return Chains() if suits else Prior()
+    if not begins_at_base(problem):
+        return Prior()
+    amount = work(problem)
+    if not problem.differentiable or amount > EXPENSIVE:
+        return Pilot(or_prior=True)
+    if problem.simulator.noise and _noise_share(problem) > LARGE_NOISE:
+        return Prior()
+    if amount > TRIVIAL:
+        return Chains(LIGHT)
+    return Prior() if problem.simulator.noise else Chains()
 
 
-def differentiable(problem: Problem) -> bool:
-    """Whether every statistic of the problem has a useful gradient."""
-    return all(target.statistic.differentiable for target in problem.property.targets)
+@eqx.filter_jit
+def _noise_share(problem: Problem) -> Scalar:
+    """Largest share of a moment's variance over the prior that is the simulator's noise; infinite draws are left out."""
+    draws_key, noise_key = jax.random.split(jax.random.key(0))
+    draws = jax.vmap(problem.simulator.sample_prior)(jax.random.split(draws_key, NOISE_DRAWS))
+    keys = jax.random.split(noise_key, (NOISE_DRAWS, 2))
+    moments = jax.vmap(jax.vmap(problem.evaluate, (0, None)))(keys, draws).moments
+    moments = jnp.where(jnp.all(jnp.isfinite(moments), axis=(1, 2), keepdims=True), moments, jnp.nan)
+    within = jnp.nanmean(0.5 * jnp.square(moments[:, 0] - moments[:, 1]), axis=0)
+    return jnp.max(within / jnp.maximum(jnp.nanvar(moments[:, 0], axis=0), jnp.finfo(within.dtype).tiny))
 
 
 def _prior_draws(key: Key, problem: Problem, num_draws: int) -> Draws:

@@ -23,6 +23,7 @@ LAYERS = (
         "_fresh",
         "_chains",
         "_pilot",
+        "_work",
         "_certificate",
         "_dual",
         "starts",
