@@ -14,6 +14,7 @@ whose noise is part of the chain's state (a pseudo-marginal chain, Andrieu & Rob
 where the mean is normal (the penalty method, Ceperley & Dewing 1999).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -25,7 +26,7 @@ from jaxtyping import Array, Float
 
 from ._loop import masked_moments
 from ._problem import Problem
-from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar
+from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar, Unconstrained
 from .multipliers import shrunk_inverse
 
 REFERENCE_SCALE = 3.0
@@ -301,7 +302,7 @@ class _Path(eqx.Module):
     def start(self, key: Key) -> tuple[_Chains, Moments]:
         position_key, noise_key, resample_key = jax.random.split(key, 3)
         keys = jax.random.split(position_key, self.settings.num_chains)
-        position = jax.vmap(self._draw_reference)(keys)
+        position = jax.vmap(partial(draw_reference, self.problem))(keys)
         noise = jax.random.split(noise_key, self.settings.num_chains)
         moments = jax.vmap(self._measure)(position, noise).moments
         finite = jnp.all(jnp.isfinite(moments), axis=1).astype(position.dtype)
@@ -516,13 +517,15 @@ class _Path(eqx.Module):
             return log_density
         return log_density + reference * (found.log_reference - found.log_base)
 
-    def _draw_reference(self, key: Key) -> Float[Array, " D"]:
-        if begins_at_base(self.problem):
-            return self.problem.simulator.sample_prior(key)
-        return REFERENCE_SCALE * jax.random.normal(key, (self.problem.dim,))
-
     def _target(self, dtype) -> Moments:
         return jnp.asarray(self.problem.target, dtype)
+
+
+def draw_reference(problem: Problem, key: Key) -> Unconstrained:
+    """One draw of what chains begin with."""
+    if begins_at_base(problem):
+        return problem.simulator.sample_prior(key)
+    return REFERENCE_SCALE * jax.random.normal(key, (problem.dim,))
 
 
 def begins_at_base(problem: Problem) -> bool:

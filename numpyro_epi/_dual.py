@@ -18,6 +18,7 @@ from ._keys import checked_key, key_text
 from ._outcome import STATUS, Verdict, constraint_table, message, table_lines
 from ._problem import Problem
 from ._types import Draws, Key
+from ._work import chain_settings
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -146,7 +147,7 @@ def solve_dual(
     problem: Problem,
     *,
     method: Literal["chains", "reweight"] = "chains",
-    settings: ChainSettings = ChainSettings(),
+    settings: ChainSettings | None = None,
     tolerance: float = 0.05,
 ) -> DualSolution:
     """Find the multipliers and draws of the maximum-entropy distribution ``p_eta = base exp(-eta . T) / Z``; no flow.
@@ -159,7 +160,7 @@ def solve_dual(
         key: Random key, ``jax.random.key(seed)``; the same key gives the same answer.
         problem: The question.
         method: Which of the two.
-        settings: How the chains move.
+        settings: How the chains move; by default as the problem's cost and noise ask for.
         tolerance: How near every mean must be to its target, in standard deviations of its statistic.
 
     Raises:
@@ -178,6 +179,7 @@ def solve_dual(
     if not 0 < tolerance < np.inf:
         raise ValueError(f"Expected tolerance > 0; got {tolerance}.")
     run_key, bridge_key = jax.random.split(key)
+    settings = settings or chain_settings(problem)
     if method == "chains":
         found = _by_chains(problem, solve(problem, run_key, settings), bridge_key)
     else:

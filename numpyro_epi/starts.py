@@ -15,21 +15,10 @@ import numpy as np
 from ._chains import ChainSettings, begins_at_base, solve
 from ._pilot import approach
 from ._problem import Problem
-from ._types import Draws, Key, Moments, Numbers, Scalar
-from ._work import work
+from ._types import Draws, Key, Moments, Numbers
+from ._work import chain_settings, expensive, has_large_noise
 
 __all__ = ["AbstractStart", "Chains", "Gaussian", "Pilot", "Prior", "Start", "default"]
-
-
-TRIVIAL, EXPENSIVE = 1000, 200_000
-"""Work of one simulation, as `_work.work` counts it: up to the first, chains of full size take about as long as the loop's own
-flow; beyond the second even short ones would take most of the time."""
-
-LIGHT = ChainSettings(num_chains=128, num_updates=80, num_transitions=4, num_simulations=2)
-"""Chains of a fifteenth of the full number of transitions."""
-
-LARGE_NOISE, NOISE_DRAWS = 0.1, 500
-"""Share of a moment's variance over the prior that may be noise where only two simulations are averaged; draws that show it."""
 
 
 class Start(NamedTuple):
@@ -171,11 +160,11 @@ class Chains(AbstractStart):
     Falls back to the prior, and says so, where the chains do not reach the targets.
 
     Attributes:
-        settings: How the chains move.
+        settings: How the chains move; by default as the problem's cost and noise ask for.
         tolerance: Furthest mean of the draws' moments from its target, in standard deviations.
     """
 
-    settings: ChainSettings = ChainSettings()
+    settings: ChainSettings | None = None
     tolerance: float = 0.1
 
     def __call__(self, key, problem):
@@ -185,13 +174,14 @@ class Chains(AbstractStart):
                 "starts.Pilot."
             )
         chain_key, prior_key = jax.random.split(key)
-        solution = solve(problem, chain_key, self.settings)
+        settings = self.settings or chain_settings(problem)
+        solution = solve(problem, chain_key, settings)
         if not solution.settled(problem.target, self.tolerance):
             start = Prior()(prior_key, problem)
             return start._replace(message=f"The chains did not reach the targets. {start.message}")
         draws = solution.draws.reshape(-1, problem.dim)
         message = (
-            f"Started from {len(draws)} draws of {self.settings.num_chains} chains that solved the dual with "
+            f"Started from {len(draws)} draws of {settings.num_chains} chains that solved the dual with "
             f"{solution.num_simulations:.1e} simulations."
         )
         return Start(draws, True, jnp.asarray(solution.eta, draws.dtype), message)
@@ -207,26 +197,9 @@ def default(problem: Problem) -> AbstractStart:
     """
     if not begins_at_base(problem):
         return Prior()
-    amount = work(problem)
-    if not problem.differentiable or amount > EXPENSIVE:
+    if not problem.differentiable or expensive(problem):
         return Pilot(or_prior=True)
-    if problem.simulator.noise and _noise_share(problem) > LARGE_NOISE:
-        return Prior()
-    if amount > TRIVIAL:
-        return Chains(LIGHT)
-    return Prior() if problem.simulator.noise else Chains()
-
-
-@eqx.filter_jit
-def _noise_share(problem: Problem) -> Scalar:
-    """Largest share of a moment's variance over the prior that is the simulator's noise; infinite draws are left out."""
-    draws_key, noise_key = jax.random.split(jax.random.key(0))
-    draws = jax.vmap(problem.simulator.sample_prior)(jax.random.split(draws_key, NOISE_DRAWS))
-    keys = jax.random.split(noise_key, (NOISE_DRAWS, 2))
-    moments = jax.vmap(jax.vmap(problem.evaluate, (0, None)))(keys, draws).moments
-    moments = jnp.where(jnp.all(jnp.isfinite(moments), axis=(1, 2), keepdims=True), moments, jnp.nan)
-    within = jnp.nanmean(0.5 * jnp.square(moments[:, 0] - moments[:, 1]), axis=0)
-    return jnp.max(within / jnp.maximum(jnp.nanvar(moments[:, 0], axis=0), jnp.finfo(within.dtype).tiny))
+    return Prior() if has_large_noise(problem) else Chains()
 
 
 def _prior_draws(key: Key, problem: Problem, num_draws: int) -> Draws:

@@ -99,6 +99,9 @@ def sc_task_switching(
         parameters=WEIGHT_NAMES,
         model_kwargs={"num_trials": num_trials, "bound": float(bound)},
         name="circuits.sc_task_switching",
+        # A simulation is expensive, and averages trials already.
+        num_draws=100,
+        max_steps=3000,
     )
 
 

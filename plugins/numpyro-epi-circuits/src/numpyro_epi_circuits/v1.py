@@ -87,6 +87,9 @@ def v1_ssn(
         parameters=("sigma",),
         model_kwargs={"contrast": float(contrast), "num_trials": num_trials, "bound": float(bound)},
         name="circuits.v1_ssn",
+        # A simulation is expensive, and averages trials already.
+        num_draws=100,
+        max_steps=2000,
     )
 
 
