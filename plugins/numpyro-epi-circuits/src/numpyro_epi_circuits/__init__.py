@@ -1,6 +1,7 @@
 """Neural circuit models for numpyro_epi; found by entry point once installed."""
 
 from .colliculus import anti_accuracy, pro_accuracy, sc_task_switching
+from .mean_field import mean_field_ei, stationary_state
 from .rank2 import growth_rate, initial_growth_rate, rnn_stable_amplification
 from .stg import hub_frequency, stg
 from .v1 import excitatory_fluctuation, v1_ssn
@@ -11,9 +12,11 @@ __all__ = [
     "growth_rate",
     "hub_frequency",
     "initial_growth_rate",
+    "mean_field_ei",
     "pro_accuracy",
     "rnn_stable_amplification",
     "sc_task_switching",
+    "stationary_state",
     "stg",
     "v1_ssn",
 ]
