@@ -108,7 +108,7 @@ class ChainSettings(eqx.Module):
     num_updates: int = 160
     rate: float = 0.3
     num_draws: int = 20
-    precision: float = 0.01
+    precision: float = 0.007
     max_rounds: int = 20
     target_acceptance: float = 0.8
     num_simulations: int = 16
