@@ -101,6 +101,7 @@ def stg(*, frequency_hz: float = 0.55, frequency_std_hz: float = 0.025, current_
         parameters=("g_el", "g_synA"),
         model_kwargs={"current_noise": float(current_noise)},
         name="circuits.stg",
+        max_steps=4000,
     )
 
 
