@@ -366,3 +366,17 @@ def test_infeasible_property_does_not_settle():
     exact = EXACT["linear_gaussian_infeasible"]()
     found = solve(exact.problem, jax.random.key(0), SMALL)
     assert not found.settled(exact.problem.target, 0.05)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_targets_on_the_way_interpolate_mean_and_variance(share):
+    """And not second moments about the last target, which far from it would ask for two separate halves."""
+
+    def model():
+        numpyro.sample("x", dist.Normal(5.0, 2.0))
+
+    problem = Problem(model, EmergentProperty(Target(lambda s: s["x"], mean=1.0, std=0.5, name="x")))
+    first = jnp.array([5.0, 4.0 + 16.0])
+    mean, second = _Path(problem, ChainSettings())._on_the_way(first, jnp.asarray(share))
+    assert mean == pytest.approx(1.0 + 4.0 * share)
+    assert second - (mean - 1.0) ** 2 == pytest.approx(4.0 * share + 0.25 * (1 - share), rel=1e-5)

@@ -110,3 +110,17 @@ def test_registered_problem_has_the_published_targets():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=message):
         rnn_stable_amplification(**options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("size", "multipliers"), [(10, (-1.80, 3.64, 6.38, 3.76)), (25, (-10.2, 22.2, 5.2))], ids=["10", "25"]
+)
+def test_dual_is_solved_from_far_away(size, multipliers):
+    """The symmetric part's eigenvalue begins up to five standard deviations away from its target.
+
+    Multipliers of 10 units are another implementation's, those of 25 of longer runs; the last one of 25 is nearly zero.
+    """
+    solution = epi.solve_dual(jax.random.key(0), epi.get_problem("circuits.rnn_stable_amplification", size=size))
+    assert bool(solution.satisfied)
+    np.testing.assert_allclose(solution.eta[: len(multipliers)], multipliers, rtol=0.1)
