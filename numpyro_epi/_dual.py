@@ -13,12 +13,12 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from scipy.cluster.vq import kmeans2
 
 from ._certificate import MAX_KHAT, MIN_ESS, assess, pareto_khat, tilt
-from ._chains import ChainSettings, Solved, begins_at_base, solve
+from ._chains import ChainSettings, Solved, begins_at_base
 from ._keys import checked_key, key_text
 from ._outcome import STATUS, Verdict, constraint_table, message, table_lines
 from ._problem import Problem
 from ._types import Draws, Key
-from ._work import chain_settings
+from ._work import solve_by_chains
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -179,9 +179,10 @@ def solve_dual(
     if not 0 < tolerance < np.inf:
         raise ValueError(f"Expected tolerance > 0; got {tolerance}.")
     run_key, bridge_key = jax.random.split(key)
-    settings = settings or chain_settings(problem)
+    chosen: dict[str, Any] = {}
     if method == "chains":
-        found = _by_chains(problem, solve(problem, run_key, settings), bridge_key)
+        solved, used = solve_by_chains(problem, run_key, settings)
+        found, chosen = _by_chains(problem, solved, bridge_key), _fields(used)
     else:
         found = _by_weights(problem, run_key)
     verdict, status = found["verdict"], found.pop("status")
@@ -193,7 +194,7 @@ def solve_dual(
         status=status,
         seconds=time.perf_counter() - began,
         seed=key_text(key),
-        settings={"tolerance": tolerance, "method": method, **(_fields(settings) if method == "chains" else {})},
+        settings={"tolerance": tolerance, "method": method, **chosen},
         **found,
     )
 

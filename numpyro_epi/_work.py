@@ -11,11 +11,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jaxtyping import Array, Float
 
-from ._chains import ChainSettings, draw_reference
+from ._chains import ChainSettings, Solved, draw_reference, solve
 from ._problem import Problem
-from ._types import Scalar
+from ._types import Draws, Key, Moments, Scalar
 
 LOOP_STEPS = 100
 """Assumed rounds of a loop whose number nobody knows before it runs."""
@@ -31,8 +33,13 @@ even light ones take longer than the loop."""
 LIGHT = ChainSettings(num_chains=128, num_updates=80, num_transitions=4, num_simulations=2)
 """Chains of a sixteenth of the full number of transitions."""
 
-LARGE_NOISE, NOISE_DRAWS = 0.1, 500
-"""Share of a moment's variance over the base that may be noise where only two simulations are averaged; draws that show it."""
+LARGE_NOISE, NOISE_DRAWS = 0.005, 500
+"""Share of a moment's variance over the base that may be noise where only two simulations are averaged: the property may narrow
+that variance a hundredfold. Draws that show it, here and at the solution."""
+
+MAX_EXPONENT_NOISE = 0.2
+"""Variance of ``eta . T``'s noise, averaged over a chain's simulations, up to which its estimate from two of them will do: the
+correction's own error is then below 0.01 nats."""
 
 
 def work(problem: Problem) -> int:
@@ -57,6 +64,38 @@ def chain_settings(problem: Problem) -> ChainSettings:
     return LIGHT if work(problem) > TRIVIAL else ChainSettings()
 
 
+def solve_by_chains(problem: Problem, key: Key, settings: ChainSettings | None) -> tuple[Solved, ChainSettings]:
+    """Run these chains, or those that the problem asks for.
+
+    These are run again at full size where the solution's own multipliers make the noise too large for light ones.
+    """
+    chosen = settings or chain_settings(problem)
+    solved = solve(problem, key, chosen)
+    if settings is None and chosen == LIGHT and problem.simulator.noise and np.all(np.isfinite(solved.eta)):
+        if not exponent_noise(problem, solved) / chosen.num_simulations <= MAX_EXPONENT_NOISE:
+            chosen = ChainSettings()
+            solved = solve(problem, key, chosen)
+    return solved, chosen
+
+
+def exponent_noise(problem: Problem, solved: Solved) -> float:
+    """Variance of ``eta . T`` that is one simulation's noise, averaged over the solution's draws, nats^2."""
+    return float(_exponent_noise(problem, solved.draws.reshape(-1, problem.dim), jnp.asarray(solved.eta, float)))
+
+
+@eqx.filter_jit
+def _exponent_noise(problem: Problem, draws: Draws, eta: Moments) -> Scalar:
+    index_key, noise_key = jax.random.split(jax.random.key(0))
+    some = draws[jax.random.randint(index_key, (NOISE_DRAWS,), 0, len(draws))]
+    return jnp.mean(0.5 * jnp.square((_pairs(problem, noise_key, some) @ eta) @ jnp.array([1.0, -1.0])))
+
+
+def _pairs(problem: Problem, key: Key, draws: Draws) -> Float[Array, "N 2 M"]:
+    """Moments of two simulations of each draw."""
+    keys = jax.random.split(key, (len(draws), 2))
+    return jax.vmap(jax.vmap(problem.evaluate, (0, None)))(keys, draws).moments
+
+
 @eqx.filter_jit
 def _noise_share(problem: Problem) -> Scalar:
     """Largest share of a moment's variance over the base that is the simulator's noise; failed draws are left out.
@@ -65,8 +104,7 @@ def _noise_share(problem: Problem) -> Scalar:
     """
     draws_key, noise_key = jax.random.split(jax.random.key(0))
     draws = jax.vmap(partial(draw_reference, problem))(jax.random.split(draws_key, NOISE_DRAWS))
-    keys = jax.random.split(noise_key, (NOISE_DRAWS, 2))
-    moments = jax.vmap(jax.vmap(problem.evaluate, (0, None)))(keys, draws).moments
+    moments = _pairs(problem, noise_key, draws)
     moments = jnp.where(jnp.all(jnp.isfinite(moments), axis=(1, 2), keepdims=True), moments, jnp.nan)
     within = jnp.nanmean(0.5 * jnp.square(moments[:, 0] - moments[:, 1]), axis=0)
     return jnp.max(within / jnp.maximum(jnp.nanvar(moments[:, 0], axis=0), jnp.finfo(within.dtype).tiny))

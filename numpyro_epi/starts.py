@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ._chains import ChainSettings, begins_at_base, solve
+from ._chains import ChainSettings, begins_at_base
 from ._pilot import approach
 from ._problem import Problem
 from ._types import Draws, Key, Moments, Numbers
-from ._work import chain_settings, expensive, has_large_noise
+from ._work import expensive, has_large_noise, solve_by_chains
 
 __all__ = ["AbstractStart", "Chains", "Gaussian", "Pilot", "Prior", "Start", "default"]
 
@@ -174,8 +174,7 @@ class Chains(AbstractStart):
                 "starts.Pilot."
             )
         chain_key, prior_key = jax.random.split(key)
-        settings = self.settings or chain_settings(problem)
-        solution = solve(problem, chain_key, settings)
+        solution, settings = solve_by_chains(problem, chain_key, self.settings)
         if not solution.settled(problem.target, self.tolerance):
             start = Prior()(prior_key, problem)
             return start._replace(message=f"The chains did not reach the targets. {start.message}")

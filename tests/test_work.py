@@ -6,11 +6,12 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from problems import EXACT, SIMULATOR_NOISE
 
 import numpyro_epi as epi
-from numpyro_epi import objectives, starts
+from numpyro_epi import _work, objectives, starts
 from numpyro_epi._chains import ChainSettings
-from numpyro_epi._work import LIGHT, _noise_share, chain_settings, work
+from numpyro_epi._work import LIGHT, _noise_share, chain_settings, exponent_noise, solve_by_chains, work
 
 
 def problem_of(function, *, noise=0.0, prior=None, differentiable=True):
@@ -81,7 +82,7 @@ SITUATIONS = {
     "trivial": (problem_of(identity), starts.Chains, ChainSettings()),
     "a little work": (problem_of(repeated(5000)), starts.Chains, LIGHT),
     "expensive": (problem_of(EXPENSIVE), starts.Pilot, LIGHT),
-    "small noise": (problem_of(identity, noise=0.1), starts.Chains, LIGHT),
+    "small noise": (problem_of(identity, noise=0.01), starts.Chains, LIGHT),
     "large noise": (problem_of(identity, noise=1.0), starts.Prior, ChainSettings()),
     "jumps": (problem_of(identity, differentiable=False), starts.Pilot, ChainSettings()),
     "improper": (problem_of(identity, prior=dist.ImproperUniform(dist.constraints.real, (), ())), starts.Prior, None),
@@ -113,8 +114,19 @@ def test_fit_takes_the_problem_s_budget_unless_told():
     problem = epi.Problem(
         lambda: numpyro.sample("z", dist.Normal()), epi.EmergentProperty(target), num_draws=20, max_steps=25
     )
-    result = epi.fit(jax.random.key(0), problem, start=starts.Prior(), certify=False, progress=False)
-    assert (result.settings["num_draws"], result.settings["max_steps"]) == (20, 25)
-    told = epi.fit(jax.random.key(0), problem, start=starts.Prior(), certify=False, progress=False, num_draws=10)
-    assert (told.settings["num_draws"], told.settings["max_steps"]) == (10, 25)
-    assert np.isfinite(told.verdict.entropy)
+    result = epi.fit(jax.random.key(0), problem, start=starts.Prior(), certify=False, progress=False, num_draws=10)
+    assert (result.settings["num_draws"], result.settings["max_steps"]) == (10, 25)
+    assert np.isfinite(result.verdict.entropy)
+
+
+@pytest.mark.slow
+def test_light_chains_give_way_where_the_solution_s_noise_is_too_large_for_them(monkeypatch):
+    """Even where noise over the prior looked small: of eta . x it is eta^2 times the noise's variance."""
+    exact = EXACT["linear_gaussian_simulator"]()
+    monkeypatch.setattr(_work, "LARGE_NOISE", 1.0)
+    assert chain_settings(exact.problem) == LIGHT
+    solved, settings = solve_by_chains(exact.problem, jax.random.key(0), None)
+    assert settings == ChainSettings()
+    np.testing.assert_allclose(solved.eta, exact.multipliers, atol=0.03 * np.max(np.abs(exact.multipliers)))
+    expected = np.sum(solved.eta**2 * SIMULATOR_NOISE)
+    assert exponent_noise(exact.problem, solved) == pytest.approx(expected, rel=5 * np.sqrt(2 / 500))

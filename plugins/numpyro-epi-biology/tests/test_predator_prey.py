@@ -123,6 +123,7 @@ def test_stated_divergence_from_the_prior():
     assert closed_form()[2] == pytest.approx(5.2714, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double_precision")
 def test_gradients_are_those_of_the_closed_forms_and_of_difference_quotients():
     problem = predator_prey()

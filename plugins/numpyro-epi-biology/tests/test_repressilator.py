@@ -116,6 +116,7 @@ def test_amplitude_says_whether_oscillations_last(problem):
     assert amplitude(simulate(problem, critical + 0.5, 0.0, 2.0)) > 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("double_precision")
 def test_gradients_are_difference_quotients():
     """The solver's choice of steps has no gradient: quotients see it to its tolerance."""
@@ -129,6 +130,7 @@ def test_gradients_are_difference_quotients():
         np.testing.assert_allclose(found, quotient, rtol=0.02, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_prior_draws_are_finite_and_turn_forwards(problem):
     keys = jax.random.split(jax.random.key(0), 200)
     draws = jax.vmap(problem.simulator.sample_prior)(keys)
