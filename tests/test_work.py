@@ -6,7 +6,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-from problems import EXACT, SIMULATOR_NOISE
+from problems import EXACT, SIMULATOR_COVARIANCE, SIMULATOR_MATRIX, SIMULATOR_NOISE
 
 import numpyro_epi as epi
 from numpyro_epi import _work, objectives, starts
@@ -121,12 +121,16 @@ def test_fit_takes_the_problem_s_budget_unless_told():
 
 @pytest.mark.slow
 def test_light_chains_give_way_where_the_solution_s_noise_is_too_large_for_them(monkeypatch):
-    """Even where noise over the prior looked small: of eta . x it is eta^2 times the noise's variance."""
+    """Even where noise over the prior looked small. Of a x + b (x - mu)^2 it is s^2 (a + 2 b d)^2 + 2 b^2 s^4, d = E x - mu."""
     exact = EXACT["linear_gaussian_simulator"]()
     monkeypatch.setattr(_work, "LARGE_NOISE", 1.0)
     assert chain_settings(exact.problem) == LIGHT
     solved, settings = solve_by_chains(exact.problem, jax.random.key(0), None)
     assert settings == ChainSettings()
     np.testing.assert_allclose(solved.eta, exact.multipliers, atol=0.03 * np.max(np.abs(exact.multipliers)))
-    expected = np.sum(solved.eta**2 * SIMULATOR_NOISE)
-    assert exponent_noise(exact.problem, solved) == pytest.approx(expected, rel=5 * np.sqrt(2 / 500))
+    first, second = solved.eta[:2], solved.eta[2:]
+    spread = np.diagonal(SIMULATOR_MATRIX @ SIMULATOR_COVARIANCE @ SIMULATOR_MATRIX.T)
+    slope = first**2 + 4 * second**2 * spread
+    expected = np.sum(SIMULATOR_NOISE * slope + 2 * second**2 * SIMULATOR_NOISE**2)
+    # 500 draws of squares of products of normals: a tenth is one standard error.
+    assert exponent_noise(exact.problem, solved) == pytest.approx(expected, rel=0.5)
