@@ -120,8 +120,8 @@ class Pilot(AbstractStart):
     or_prior: bool = False
 
     def __check_init__(self):
-        if not (self.num_draws >= 2 and self.spreads > 0 and self.batch >= 1):
-            raise ValueError(f"Expected num_draws >= 2, spreads > 0 and batch >= 1; got {self}.")
+        if not (self.num_draws >= 2 and self.spreads > 0 and self.batch >= 1 and self.max_simulations >= 1):
+            raise ValueError(f"Expected num_draws >= 2, spreads > 0, batch >= 1 and max_simulations >= 1; got {self}.")
 
     def __call__(self, key, problem):
         pilot_key, prior_key = jax.random.split(key)

@@ -151,3 +151,10 @@ def test_one_key_gives_one_answer():
     problem = problem_of(plane, lambda s: s["x"], 3.0, 0.1)
     first, again = (Pilot(num_draws=100)(jax.random.key(1), problem).draws for _ in range(2))
     np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize("wrong", [{"num_draws": 1}, {"spreads": 0.0}, {"batch": 0}, {"max_simulations": 0}])
+def test_settings_are_checked(wrong):
+    (name,) = wrong
+    with pytest.raises(ValueError, match=rf"Expected num_draws >= 2, .*; got Pilot\(.*{name}={wrong[name]}"):
+        Pilot(**wrong)
