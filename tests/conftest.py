@@ -8,9 +8,24 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
+import jax
 import pytest
 
 from numpyro_epi import _problem, statistics
+
+
+class ForgetCompiledPrograms:
+    """Each compiled program keeps a few memory maps, of which Linux allows a process 65,530: a long run would crash."""
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_teardown(self, item, nextitem):
+        if nextitem is None or nextitem.path != item.path:
+            jax.clear_caches()
+
+
+def pytest_configure(config):
+    # Hooks of this file alone would not see the plugins' tests.
+    config.pluginmanager.register(ForgetCompiledPrograms())
 
 
 @pytest.fixture
