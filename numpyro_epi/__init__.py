@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import flows, multipliers, objectives, signals, starts, statistics
 from ._certificate import certify
 from ._chains import ChainSettings
+from ._density import Density, Mode
 from ._dual import DualSolution, solve_dual
 from ._fit import fit
 from ._fresh import bittner2021_test
@@ -32,8 +33,10 @@ __all__ = [
     "Certificate",
     "ChainSettings",
     "Constraint",
+    "Density",
     "DualSolution",
     "EmergentProperty",
+    "Mode",
     "PluginError",
     "Problem",
     "Restarts",

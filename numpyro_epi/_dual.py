@@ -14,6 +14,7 @@ from scipy.cluster.vq import kmeans2
 
 from ._certificate import MAX_KHAT, MIN_ESS, assess, pareto_khat, tilt
 from ._chains import ChainSettings, Solved, begins_at_base
+from ._density import Density, Tilted, constrain
 from ._keys import checked_key, key_text
 from ._outcome import STATUS, Verdict, constraint_table, message, table_lines
 from ._problem import Problem
@@ -116,8 +117,25 @@ class DualSolution(eqx.Module):
     def draws(self) -> dict[str, Array]:
         """Draws on the constrained scale by site, of shape ``(chains, draws, *site shape)``; weigh them by ``log_weight``."""
         shape = self.unconstrained.shape[:2]
-        sites = _constrain(self.problem, self.unconstrained.reshape(-1, self.problem.dim))
+        sites = constrain(self._tilted(), self.unconstrained.reshape(-1, self.problem.dim))
         return {name: value.reshape(*shape, *value.shape[1:]) for name, value in sites.items()}
+
+    @property
+    def density(self) -> Density:
+        """The exact density on the constrained scale: gradients, modes, conditional draws, sensitive directions.
+
+        Raises:
+            ValueError: If the model has noise of its own: its density then is an expectation; `fit` gives one.
+        """
+        if self.problem.simulator.noise:
+            raise ValueError(
+                f"Expected a model without noise; got the noise sites {list(self.problem.simulator.noise)}. Use fit's density."
+            )
+        return self._tilted()
+
+    def _tilted(self) -> Density:
+        draws, log_weight = self.unconstrained.reshape(-1, self.problem.dim), self.log_weight.ravel()
+        return Density(self.problem, Tilted(self.problem, self.eta, self.log_normalizer, draws, log_weight))
 
     def to_arviz(self, key: Key | None = None) -> Any:
         """Export as ArviZ data with the chains as they ran: ``InferenceData`` with ArviZ 0.x, a ``DataTree`` with 1.x.
@@ -351,9 +369,3 @@ def _log_base(problem: Problem, draws: Draws) -> Array:
         return found.log_base - found.log_det
 
     return jax.vmap(one)(draws)
-
-
-@eqx.filter_jit
-def _constrain(problem: Problem, draws: Draws) -> dict[str, Array]:
-    sites = jax.vmap(lambda u: problem.simulator(jax.random.key(0), u).sites)(draws)
-    return {name: sites[name] for name in problem.simulator.names}

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float
 
+from ._density import Density, OfFlow
 from ._guide import AutoFlow, parameters_only
-from ._keys import checked_key, key_from_text
+from ._keys import key_from_text
 from ._outcome import STATUS, Certificate, Restarts, Verdict, constraint_table, message, table_lines
 from ._problem import Problem
 from ._types import Key, Sites
@@ -87,8 +87,7 @@ class Result(eqx.Module):
         Returns:
             Site name to array of shape ``(*shape, *site shape)``.
         """
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        return _sample(self.problem, self.flow, checked_key(key), shape)
+        return self.density.sample(key, shape)
 
     def log_prob(self, values: Sites) -> Float[Array, "..."]:
         """Log density of parameter values on the constrained scale, nats.
@@ -99,10 +98,12 @@ class Result(eqx.Module):
         Raises:
             ValueError: If a parameter is missing or its shape does not fit.
         """
-        shape = _batch_shape(self.problem, values)
-        return _log_prob(
-            self.problem, self.flow, {n: jnp.asarray(values[n]) for n in self.problem.simulator.names}, shape
-        )
+        return self.density.log_prob(values)
+
+    @property
+    def density(self) -> Density:
+        """The guide as a density on the constrained scale: gradients, modes, conditional draws, sensitive directions."""
+        return Density(self.problem, OfFlow(self.flow))
 
     def statistics(self, key: Key, n: int = 1000) -> "xr.Dataset":
         """Measure the statistics of ``n`` fresh draws.
@@ -280,39 +281,8 @@ class Result(eqx.Module):
 
 
 @eqx.filter_jit
-def _sample(problem: Problem, flow: AbstractDistribution, key: Key, shape: tuple[int, ...]) -> dict[str, Array]:
-    u = flow.sample(key, (int(np.prod(shape, dtype=int)),))
-    sites = jax.vmap(lambda u: problem.simulator(jax.random.key(0), u).sites)(u)
-    return {name: sites[name].reshape(*shape, *sites[name].shape[1:]) for name in problem.simulator.names}
-
-
-@eqx.filter_jit
-def _log_prob(problem: Problem, flow: AbstractDistribution, values: Sites, shape: tuple[int, ...]) -> Array:
-    def one(values: Sites) -> Array:
-        log_det = problem.simulator.simulate(jax.random.key(0), values).log_det
-        return flow.log_prob(problem.simulator.unconstrain(values)) - log_det
-
-    flat = {name: value.reshape(-1, *value.shape[len(shape) :]) for name, value in values.items()}
-    return jax.vmap(one)(flat).reshape(shape)
-
-
-@eqx.filter_jit
 def _statistics(problem: Problem, flow: AbstractDistribution, key: Key, n: int) -> dict[str, Array]:
     flow_key, noise_key = jax.random.split(key)
     u = flow.sample(flow_key, (n,))
     draw = jax.vmap(lambda key, u: problem.property.values(problem.simulator(key, u).sites))
     return draw(jax.random.split(noise_key, n), u)
-
-
-def _batch_shape(problem: Problem, values: Sites) -> tuple[int, ...]:
-    shapes = {}
-    for parameter in problem.simulator.parameters:
-        if parameter.name not in values:
-            raise ValueError(f"Expected values of {list(problem.simulator.names)}; {parameter.name!r} is missing.")
-        found, own = jnp.shape(values[parameter.name]), parameter.shape
-        if found[len(found) - len(own) :] != own:
-            raise ValueError(f"Expected {parameter.name!r} of shape (..., {', '.join(map(str, own))}); got {found}.")
-        shapes[parameter.name] = found[: len(found) - len(own)]
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"Expected one batch shape for all parameters; got {shapes}.")
-    return next(iter(shapes.values()))

@@ -142,6 +142,25 @@ class Simulator(eqx.Module):
         place = {name: jnp.asarray(values[name]) for name in self.names}
         return self._unconstrain(self._trace(jax.random.key(0), lambda site: place.get(site["name"])))
 
+    def batch_shape(self, values: Sites) -> tuple[int, ...]:
+        """Leading shape that the parameters' constrained values have in common.
+
+        Raises:
+            ValueError: If a parameter is missing, or its shape does not fit its own or the others' batch.
+        """
+        self._require(values)
+        shapes = {}
+        for parameter in self.parameters:
+            found, own = jnp.shape(values[parameter.name]), parameter.shape
+            if found[len(found) - len(own) :] != own:
+                raise ValueError(
+                    f"Expected {parameter.name!r} of shape (..., {', '.join(map(str, own))}); got {found}."
+                )
+            shapes[parameter.name] = found[: len(found) - len(own)]
+        if len(set(shapes.values())) > 1:
+            raise ValueError(f"Expected one batch shape for all parameters; got {shapes}.")
+        return next(iter(shapes.values()))
+
     def sample_prior(self, key: Key) -> Unconstrained:
         """Draw from the model's own prior, in unconstrained coordinates.
 

@@ -17,7 +17,7 @@ LAYERS = (
     ("_types", "_keys", "_registry"),
     ("statistics", "signals", "multipliers", "flows", "_simulator"),
     ("_property", "_problem", "_guide", "_check"),
-    ("objectives", "_outcome", "_result"),
+    ("objectives", "_outcome", "_density", "_result"),
     (
         "_loop",
         "_fresh",

@@ -1,0 +1,354 @@
+"""The answer as a density: derivatives, modes, conditional draws and sensitive directions beside closed forms."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from chosen_problems import CHOSEN
+from problems import EXACT
+from scipy import stats
+
+import numpyro_epi as epi
+from numpyro_epi import Problem
+from numpyro_epi._density import AbstractUnconstrained, Density, OfFlow, Tilted
+from numpyro_epi.statistics import value
+
+
+class Known(AbstractUnconstrained):
+    """A NumPyro distribution of each site, with draws of its own."""
+
+    problem: Problem
+    distributions: dict
+
+    def log_prob(self, unconstrained):
+        draw = self.problem.simulator(jax.random.key(0), unconstrained)
+        return sum(jnp.sum(d.log_prob(draw.sites[n])) for n, d in self.distributions.items()) + draw.log_det
+
+    def draw(self, key, count):
+        def one(key):
+            return self.problem.simulator.unconstrain({n: d.sample(key) for n, d in self.distributions.items()})
+
+        return jax.vmap(one)(jax.random.split(key, count))
+
+
+def known(**distributions):
+    """A density that is known, over parameters whose support is that of their prior."""
+
+    def model():
+        for name, (prior, _) in distributions.items():
+            numpyro.sample(name, prior)
+
+    targets = [
+        epi.Target(value.bind(site=name), mean=jnp.zeros(prior.shape())) for name, (prior, _) in distributions.items()
+    ]
+    problem = Problem(model, epi.EmergentProperty(*targets))
+    return Density(problem, Known(problem, {name: density for name, (_, density) in distributions.items()}))
+
+
+@pytest.fixture
+def double_precision():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+# The density, where its derivatives are taken, and what they are.
+ALPHA = np.array([2.0, 3.0, 4.0])
+PLACE = np.array([0.2, 0.5, 0.3])
+TANGENT = np.eye(3) - 1 / 3
+DERIVATIVES = {
+    "positive": (dist.LogNormal(0, 1), dist.Gamma(3.0, 2.0), 0.7, 2 / 0.7 - 2, -2 / 0.7**2),
+    "interval": (
+        dist.Uniform(0, 1),
+        dist.Beta(3.0, 5.0),
+        0.2,
+        2 / 0.2 - 4 / 0.8,
+        -2 / 0.2**2 - 4 / 0.8**2,
+    ),
+    "simplex": (
+        dist.Dirichlet(np.ones(3)),
+        dist.Dirichlet(ALPHA),
+        PLACE,
+        TANGENT @ ((ALPHA - 1) / PLACE),
+        TANGENT @ np.diag(-(ALPHA - 1) / PLACE**2) @ TANGENT,
+    ),
+    "real": (
+        dist.Normal(0, 1).expand([2]).to_event(1),
+        # Made where it is used: in double precision.
+        lambda: dist.MultivariateNormal(np.ones(2), precision_matrix=np.array([[2.0, 0.5], [0.5, 1.0]])),
+        np.array([0.3, 2.0]),
+        -np.array([[2.0, 0.5], [0.5, 1.0]]) @ (np.array([0.3, 2.0]) - 1),
+        -np.array([[2.0, 0.5], [0.5, 1.0]]),
+    ),
+}
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize(
+    ("prior", "density", "place", "gradient", "hessian"), DERIVATIVES.values(), ids=DERIVATIVES.keys()
+)
+def test_derivatives_are_those_of_closed_forms(prior, density, place, gradient, hessian):
+    density = density() if inspect.isfunction(density) else density
+    found = known(z=(prior, density))
+    batch = {"z": np.stack([place, place])}
+    np.testing.assert_allclose(found.log_prob({"z": place}), density.log_prob(place), rtol=1e-9)
+    np.testing.assert_allclose(found.gradient(batch)["z"][1], gradient, rtol=1e-7)
+    np.testing.assert_allclose(found.hessian(batch)["z"]["z"][0], hessian, rtol=1e-6, atol=1e-9)
+
+
+def mixed_model():
+    low = numpyro.sample("low", dist.Uniform(-1.0, 1.0))
+    numpyro.sample("above", dist.Uniform(low, 3.0))
+    numpyro.sample("share", dist.Dirichlet(np.ones(3)))
+    numpyro.sample("rate", dist.LogNormal(0.0, 1.0).expand([2]).to_event(1))
+    numpyro.sample("factor", dist.LKJCholesky(2, 1.0))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("double_precision")
+def test_derivatives_are_difference_quotients_along_curves():
+    """Along any curve z(t) of the support, log q has slope g.z' and curvature z'.H z' + g.z''; here of a flow."""
+    problem = Problem(mixed_model, epi.EmergentProperty(epi.Target(value.bind(site="low"), mean=0.0)))
+    flow = epi.flows.Coupling(num_stages=1, width=8, depth=1, initial_scale=1.0)(jax.random.key(4), problem.dim)
+    density = Density(problem, OfFlow(flow))
+    start, direction = np.random.default_rng(0).normal(size=(2, problem.dim))
+
+    def at(t):
+        return simulated(problem, jnp.asarray(start + t * direction))
+
+    step = 1e-4
+    places = [at(t) for t in (-step, 0.0, step)]
+    low, here, high = (float(density.log_prob(place)) for place in places)
+    gradient, hessian = density.gradient(places[1]), density.hessian(places[1])
+    velocity = {n: (places[2][n] - places[0][n]) / (2 * step) for n in problem.simulator.names}
+    bend = {n: (places[2][n] - 2 * places[1][n] + places[0][n]) / step**2 for n in problem.simulator.names}
+    slope = sum(jnp.vdot(gradient[n], velocity[n]) for n in velocity)
+    along = sum(
+        jnp.vdot(jnp.ravel(velocity[a]), hessian[a][b].reshape(velocity[a].size, -1) @ jnp.ravel(velocity[b]))
+        for a in velocity
+        for b in velocity
+    )
+    assert slope == pytest.approx((high - low) / (2 * step), rel=1e-5)
+    curvature = along + sum(jnp.vdot(gradient[n], bend[n]) for n in bend)
+    assert curvature == pytest.approx((high - 2 * here + low) / step**2, rel=1e-4)
+
+
+def test_names_are_those_of_flattened_sites():
+    problem = Problem(mixed_model, epi.EmergentProperty(epi.Target(value.bind(site="low"), mean=0.0)))
+    names = Density(problem, OfFlow(epi.flows.default(jax.random.key(0), problem.dim))).names
+    assert names[:5] == ("low", "above", "share[0]", "share[1]", "share[2]")
+    assert names[-1] == "factor[1,1]"
+
+
+def exact_density(name):
+    """The exact solution, with draws of the prior that are weighed for it."""
+    exact = (EXACT | CHOSEN)[name]()
+    problem = exact.problem
+    draws = jax.vmap(problem.simulator.sample_prior)(jax.random.split(jax.random.key(0), 100_000))
+    moments = jax.jit(jax.vmap(lambda u: problem.evaluate(jax.random.key(0), u).moments))(draws)
+    log_weight = np.asarray(-(moments - problem.target) @ exact.multipliers, float)
+    log_weight -= np.logaddexp.reduce(log_weight)
+    return Density(problem, Tilted(problem, exact.multipliers, 0.0, draws, log_weight))
+
+
+@pytest.mark.parametrize(
+    ("name", "coordinates"),
+    [
+        pytest.param("oscillator_paper", [1], marks=pytest.mark.slow),
+        ("ring", []),
+        ("four_corners", [0, 1]),
+        ("double_well", [0]),
+    ],
+)
+def test_modes_are_found_with_their_shares(name, coordinates):
+    """Modes are told apart by the signs of these coordinates, and so are their shares of the weighted draws."""
+    density = exact_density(name)
+    modes = density.modes(jax.random.key(1))
+    draws = jax.vmap(lambda u: jnp.ravel(next(iter(simulated(density.problem, u).values()))))(
+        density.unconstrained.draws
+    )
+    signs, weight = np.asarray(draws)[:, coordinates] > 0, np.exp(density.unconstrained.log_weight)
+    assert len(modes) == 2 ** len(coordinates)
+    for mode in modes:
+        side = np.ravel(next(iter(mode.values.values())))[coordinates] > 0
+        share = weight[np.all(signs == side, axis=1)].sum()
+        assert abs(mode.share - share) <= 5 * mode.standard_error + 1e-9
+        assert not mode.at_edge
+
+
+def simulated(problem, unconstrained):
+    sites = problem.simulator(jax.random.key(0), unconstrained).sites
+    return {name: sites[name] for name in problem.simulator.names}
+
+
+def test_unequal_modes_and_their_summits():
+    mixture = dist.MixtureSameFamily(dist.Categorical(jnp.array([0.8, 0.2])), dist.Normal(jnp.array([0.0, 6.0]), 1.0))
+    large, small = known(z=(dist.Normal(0, 10), mixture)).modes(jax.random.key(0))
+    assert abs(large.share - 0.8) < 5 * large.standard_error
+    assert large.values["z"] == pytest.approx(0.0, abs=1e-3)
+    assert small.values["z"] == pytest.approx(6.0, abs=1e-3)
+    assert large.log_density == pytest.approx(np.log(0.8) + stats.norm.logpdf(0), abs=1e-4)
+
+
+def test_small_dents_make_no_modes():
+    """Two normals two and a half spreads apart: a dip of 0.13 nats between summits."""
+    mixture = dist.MixtureSameFamily(dist.Categorical(jnp.ones(2) / 2), dist.Normal(jnp.array([0.0, 2.5]), 1.0))
+    density = known(z=(dist.Normal(0, 10), mixture))
+    assert len(density.modes(jax.random.key(0))) == 1
+    assert len(density.modes(jax.random.key(0), depth=0.05)) == 2
+
+
+@pytest.mark.parametrize(
+    ("prior", "density"),
+    [(dist.Uniform(0, 1), dist.Beta(3.0, 1.0)), (dist.LogNormal(0, 1), dist.Exponential(2.0))],
+    ids=["interval", "positive"],
+)
+def test_density_that_rises_towards_a_bound_has_no_summit(prior, density):
+    (mode,) = known(z=(prior, density)).modes(jax.random.key(0))
+    assert mode.at_edge
+
+
+COVARIANCE = np.array([[1.0, 0.6, -0.3], [0.6, 2.0, 0.4], [-0.3, 0.4, 0.5]])
+MEAN = np.array([1.0, -2.0, 0.5])
+
+
+@pytest.fixture(scope="module")
+def normal():
+    return known(
+        z=(dist.Normal(0, 5).expand([3]).to_event(1), dist.MultivariateNormal(MEAN, covariance_matrix=COVARIANCE))
+    )
+
+
+def conditional_normal(fixed):
+    """Mean and covariance of the other two where the first has this value."""
+    gain = COVARIANCE[1:, :1] / COVARIANCE[0, 0]
+    mean = MEAN[1:] + gain[:, 0] * (fixed - MEAN[0])
+    return mean, COVARIANCE[1:, 1:] - gain @ COVARIANCE[:1, 1:]
+
+
+def test_conditional_modes_follow_the_conditional_mean(normal):
+    values = np.array([-1.0, 0.0, 2.0])
+    path = normal.conditional_modes(jax.random.key(0), "z[0]", values)
+    for fixed, mode in zip(values, path, strict=True):
+        mean, _ = conditional_normal(fixed)
+        np.testing.assert_allclose(mode.values["z"], [fixed, *mean], atol=2e-3)
+        assert not mode.at_edge
+
+
+def test_conditional_draws_are_those_of_the_conditional_distribution(normal):
+    draws = np.asarray(normal.condition(jax.random.key(0), {"z[0]": 2.0})["z"], float)
+    assert draws.shape == (8, 500, 3)
+    np.testing.assert_allclose(draws[..., 0], 2.0, rtol=1e-6)
+    mean, covariance = conditional_normal(2.0)
+    ess = numpyro.diagnostics.effective_sample_size(draws[..., 1:])
+    error = np.abs(draws[..., 1:].mean(axis=(0, 1)) - mean) / np.sqrt(np.diag(covariance) / ess)
+    assert np.all(error < 5)
+    np.testing.assert_allclose(np.cov(draws[..., 1:].reshape(-1, 2).T), covariance, atol=0.12)
+
+
+@pytest.mark.slow
+def test_conditional_draws_keep_both_modes():
+    density = exact_density("four_corners")
+    draws = density.condition(jax.random.key(0), {density.names[0]: 1.0}, num_chains=32, num_samples=50)
+    second = np.concatenate([np.asarray(v).reshape(32 * 50, -1) for v in draws.values()], axis=1)[:, 1]
+    # The 32 chains began in either of two modes: their number is a coin's.
+    assert abs(np.mean(second > 0) - 0.5) < 5 * 0.5 / np.sqrt(32)
+
+
+def angle(first, second):
+    return np.degrees(np.arccos(min(1.0, abs(float(np.dot(first, second))))))
+
+
+def test_sensitive_directions_of_a_normal_are_its_axes(normal):
+    """To one degree, at the mode from the Hessian and everywhere from the gradients."""
+    eigenvalues, vectors = np.linalg.eigh(np.linalg.inv(COVARIANCE))
+    for where in ({"z": MEAN}, None):
+        found = normal.sensitivity(jax.random.key(0), where)
+        for i in range(3):
+            own = vectors[:, ::-1][:, i]
+            assert angle(found["vector"].values[i], own) < (1.0 if where else 3.0)
+            rtol = 1e-4 if where else 0.25
+            np.testing.assert_allclose(found["curvature"].values[i], -eigenvalues[::-1][i], rtol=rtol)
+        # The statistic is the parameter itself.
+        np.testing.assert_allclose(found["response"].values, found["vector"].values, atol=1e-5)
+
+
+def test_moved_targets_move_the_parameters_mean(normal):
+    found = normal.target_response(jax.random.key(0))
+    np.testing.assert_allclose(found["moment"].values, -COVARIANCE, atol=0.1)
+    np.testing.assert_allclose(found["parameter_mean"].values, np.eye(3), atol=1e-5)
+
+
+def test_response_is_that_of_the_mean_statistic_where_there_is_noise():
+    """A statistic with noise of spread 3 has the response of its mean, 2."""
+
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("y", 2 * z + 3 * numpyro.sample("noise", dist.Normal(0.0, 1.0)))
+
+    problem = Problem(model, epi.EmergentProperty(epi.Target(value.bind(site="y"), mean=0.0)), parameters=("z",))
+    density = Density(problem, Known(problem, {"z": dist.Normal(0.0, 1.0)}))
+    assert density.sensitivity(jax.random.key(0), {"z": 0.3})["response"].values == pytest.approx(2.0, abs=1e-5)
+    found = density.target_response(jax.random.key(0))
+    assert found["moment"].values == pytest.approx(-4.0, abs=0.7)
+    assert found["parameter_mean"].values == pytest.approx(0.5, abs=0.05)
+
+
+def test_response_of_a_step_is_a_difference_quotient():
+    @epi.statistic(name="steps", differentiable=False)
+    def steps(sites):
+        return jnp.floor(50 * sites["z"]) / 50
+
+    def model():
+        numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+    problem = Problem(model, epi.EmergentProperty(epi.Target(steps, mean=0.0)))
+    density = Density(problem, Known(problem, {"z": dist.Normal(0.0, 1.0)}))
+    assert density.sensitivity(jax.random.key(0), {"z": 0.3})["response"].values == pytest.approx(1.0, abs=0.11)
+
+
+@pytest.mark.parametrize(
+    ("fixed", "message"),
+    [
+        ({"y": 1.0}, r"Expected names among \['share', 'z', 'share\[0\]', 'share\[1\]'\]; got 'y'"),
+        ({"share[0]": 0.1}, "Expected one number for a parameter whose support ties it to no other; got 'share"),
+        ({"z": np.nan}, "Expected finite values; got 'z': nan"),
+        ({"z": [1.0, 2.0]}, r"Expected 'z' of shape \(\); got \(2,\)"),
+        ({"z": -1.0}, "Expected values inside the parameters' support; got {'z': -1.0}"),
+        ({}, "Expected some parameters fixed and some free"),
+        ({"z": 1.0, "share": [0.5, 0.5]}, "Expected some parameters fixed and some free"),
+    ],
+)
+def test_what_cannot_be_fixed_is_named(fixed, message):
+    flat = dist.Dirichlet(np.ones(2))
+    density = known(share=(flat, flat), z=(dist.LogNormal(0, 1), dist.LogNormal(0, 1)))
+    with pytest.raises(ValueError, match=message):
+        density.conditional_mode(jax.random.key(0), fixed)
+
+
+def test_whole_sites_can_be_fixed():
+    flat = dist.Dirichlet(np.ones(2))
+    density = known(share=(flat, flat), z=(dist.LogNormal(0, 1), dist.Gamma(3.0, 2.0)))
+    mode = density.conditional_mode(jax.random.key(0), {"share": [0.3, 0.7]})
+    np.testing.assert_allclose(mode.values["share"], [0.3, 0.7], rtol=1e-5)
+    assert mode.values["z"] == pytest.approx(1.0, abs=2e-3)
+
+
+def test_wrong_counts_are_named(normal):
+    with pytest.raises(ValueError, match="Expected num_starts >= 1 and depth > 0; got num_starts=0"):
+        normal.modes(jax.random.key(0), num_starts=0)
+
+
+def test_noisy_solutions_have_no_exact_density():
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("y", z + numpyro.sample("noise", dist.Normal(0.0, 0.1)))
+
+    problem = Problem(model, epi.EmergentProperty(epi.Target(value.bind(site="y"), mean=0.5)), parameters=("z",))
+    solution = epi.solve_dual(jax.random.key(0), problem, method="reweight")
+    with pytest.raises(ValueError, match="Expected a model without noise"):
+        _ = solution.density
