@@ -165,6 +165,9 @@ def fit(
             solution=begin.draws if begin.eta is not None else None,
             others=found.flows[1:MAX_PROPOSALS],
         )
+        # Weights correct for what the guide misses of the solution, which its own regression on the statistics does not.
+        if begin.eta is None and certificate.knows_multipliers:
+            eta = certificate.eta
     return Result(
         problem=problem,
         flow=fitted,

@@ -99,6 +99,11 @@ class Certificate(NamedTuple):
     num_simulations: int
     verdict: str
 
+    @property
+    def knows_multipliers(self) -> bool:
+        """Whether the weighted draws are enough to say what the multipliers are, to about 3 % of the inverse spreads."""
+        return self.tilted and self.ess >= 1000 and self.khat < 0.7
+
 
 class Restarts(NamedTuple):
     """All restarts of a fit, in the order of their keys.
