@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy.optimize import minimize
 
 import numpyro_epi as epi
 
@@ -53,20 +52,11 @@ def main():
 
 def mode_and_directions(result):
     """Place of the highest density, unit vectors and eigenvalues of the Hessian there, the most negative first."""
-
-    def log_density(z):
-        return result.log_prob(dict(zip(NAMES, z, strict=True)))
-
-    # The density may be rough: the best of many draws, then Newton's method from there.
-    draws = result.sample(jax.random.key(1), (4000,))
-    heights = result.log_prob(draws)
-    start = np.array([draws[name][jnp.argmax(heights)] for name in NAMES], float)
-    value_and_slope = jax.jit(jax.value_and_grad(lambda z: -log_density(z)))
-    found = minimize(lambda z: [np.asarray(x, float) for x in value_and_slope(jnp.asarray(z, float))], start, jac=True)
-    best = found.x if found.fun <= -float(jnp.max(heights)) else start
-    curvatures, vectors = np.linalg.eigh(np.asarray(jax.hessian(log_density)(jnp.asarray(best, float)), float))
+    mode = max(result.density.modes(jax.random.key(1)), key=lambda mode: mode.log_density)
+    found = result.density.sensitivity(jax.random.key(4), mode.values)
     # The sign is a convention: more inhibition.
-    return best, [vector * np.sign(vector[1]) for vector in vectors.T], curvatures
+    directions = [vector * np.sign(vector[1]) for vector in found["vector"].values]
+    return np.array([mode.values[name] for name in NAMES], float), directions, found["curvature"].values
 
 
 def perturbed(problem, mode, direction):
