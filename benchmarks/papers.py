@@ -1,6 +1,6 @@
 """Every model of the EPI papers by the defaults, beside the attainable entropy and what the original reached.
 
-    python benchmarks/papers.py [--rows NAME ...] [--seeds 3] [--published] [--out benchmarks/results/papers.md]
+    python benchmarks/papers.py [--rows NAME ...] [--seeds 3] [--published] [--save DIR] [--out benchmarks/results/papers.md]
 
 Each run is a process of its own, so its wall time holds all compilation and its peak memory is its own. ``fit`` is the flow
 by `epi.fit`; ``dual`` the exact answer by `epi.solve_dual`: chains' draws with the tilted density and its normaliser, the
@@ -11,6 +11,7 @@ noise, which is by quadrature with its own simulations.
 
 import argparse
 import multiprocessing
+import re
 import resource
 import time
 from pathlib import Path
@@ -64,6 +65,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--published", action="store_true", help="by the published rule instead of the defaults")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "papers.md")
+    parser.add_argument(
+        "--save", type=Path, help="folder for the fits, as SLUG-SEED.nc: the plugins' figures read them"
+    )
     arguments = parser.parse_args()
     names = [name for name in arguments.rows if not arguments.published or name in PUBLISHED]
     with arguments.out.open("w") as table:
@@ -72,10 +76,10 @@ def main() -> None:
         for name in names:
             for seed in range(arguments.seeds):
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
-                    write_row(table, pool.apply(_run, (name, seed, arguments.published)))
+                    write_row(table, pool.apply(_run, (name, seed, arguments.published, arguments.save)))
 
 
-def _run(name: str, seed: int, published: bool) -> tuple[str, ...]:
+def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str, ...]:
     import jax
 
     import numpyro_epi as epi
@@ -97,6 +101,9 @@ def _run(name: str, seed: int, published: bool) -> tuple[str, ...]:
                 "max_steps": 10_000,
             }
         found = epi.fit(jax.random.key(seed), problem, progress=False, **options)
+        if save:
+            save.mkdir(parents=True, exist_ok=True)
+            found.save(save / f"{'_'.join(re.findall('[a-z0-9]+', name.lower()))}-{seed}.nc", overwrite=True)
         gap = f"{found.certificate.gap:.3f}" if found.certificate else "-"
         verdict, steps = found.verdict, found.settings["steps"]
         effort = f"{found.settings['num_draws']} x {steps}"

@@ -37,12 +37,12 @@ END_STATES = {
 NUM_TRIALS = 20_000
 
 
-def simulate(weights, num_trials=NUM_TRIALS, noisy=True):
+def simulate(weights, num_trials=NUM_TRIALS, noisy=True, **silencing):
     given = {name: jnp.float32(weight) for name, weight in zip(WEIGHT_NAMES, weights, strict=True)}
     if not noisy:
         given |= {"start": jnp.zeros((2, num_trials, 4)), "noise": jnp.zeros((74, 2, num_trials, 4))}
     model = handlers.substitute(handlers.seed(sc_task_switching().simulator.model, 0), given)
-    trace = handlers.trace(model).get_trace(num_trials=num_trials, bound=5.0)
+    trace = handlers.trace(model).get_trace(num_trials=num_trials, bound=5.0, **silencing)
     return {name: site["value"] for name, site in trace.items()}
 
 
@@ -69,6 +69,33 @@ def test_inputs_are_shown_when_the_task_shows_them():
     np.testing.assert_allclose(anti - pro, [-rule, rule, rule, -rule])
 
 
+@pytest.mark.parametrize(
+    ("period", "first", "last"), [("delay", 0.8, 1.2), ("choice", 1.2, 2.0), ("all", 0.0, 2.0)], ids=str
+)
+def test_silenced_units_are_those_of_a_plain_loop(period, first, last):
+    """Another program's loop, without noise; output is weaker from the step at 0.8 s (0.816) to that before 1.2 s."""
+    weights = (0.249, -2.96, -0.881, -1.214)
+    s, v, d, h = weights
+    matrix = np.array([[s, v, d, h], [v, s, h, d], [d, h, s, v], [h, d, v, s]])
+    u = np.full((2, 4), 0.5 * np.arctanh(2 * 0.1 - 1) - 0.05)
+    for i in range(74):
+        output = np.tanh((u - 0.05) / 0.5) / 2 + 0.5
+        if first <= 0.024 * i < last:
+            output = output * 0.325
+        u = u + 0.024 / 0.09 * (output @ matrix.T - u + task_inputs()[i])
+    end = (np.tanh((u - 0.05) / 0.5) / 2 + 0.5) * (0.325 if period != "delay" else 1.0)
+    found = simulate(weights, 1, noisy=False, inactivation=0.675, period=period)
+    np.testing.assert_allclose(found["activity"][:, 0], end, atol=2e-5)
+
+
+def test_silencing_in_the_delay_costs_anti_trials_more():
+    """At weights of the published answer's low-self regime; with all of it gone, Anti trials are at chance or below."""
+    weights = (-0.877, -2.733, -1.788, -1.35)
+    before, after = simulate(weights), simulate(weights, inactivation=0.85, period="delay")
+    assert pro_accuracy(after) > pro_accuracy(before) - 0.02
+    assert anti_accuracy(after) < anti_accuracy(before) - 0.1
+
+
 def test_registered_problem_has_the_published_targets():
     problem = epi.get_problem("circuits.sc_task_switching")
     np.testing.assert_allclose(problem.target, [0.75, 0.75, 0.075**2, 0.075**2])
@@ -81,6 +108,8 @@ def test_registered_problem_has_the_published_targets():
     [
         ({"accuracy": 1.5}, r"Expected an accuracy between 0 and 1; got 1\.5"),
         ({"accuracy_std": 0.0}, r"Expected a finite accuracy_std > 0; got 0\.0"),
+        ({"inactivation": 1.5}, r"Expected an inactivation from 0 to 1; got 1\.5"),
+        ({"period": "rule"}, r"Expected a period among \['delay', 'choice', 'all'\]; got 'rule'"),
         ({"num_trials": 0}, "Expected num_trials to be an integer >= 1; got 0"),
     ],
 )
