@@ -25,6 +25,7 @@ from .statistics import Statistic, get_statistic, list_statistics, statistic
 if TYPE_CHECKING:
     from ._arviz import read_arviz
     from ._plots import plot_fit, plot_pair, plot_statistics
+    from ._report import report
     from ._store import load
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "plot_pair",
     "plot_statistics",
     "read_arviz",
+    "report",
     "signals",
     "solve_dual",
     "starts",
@@ -72,6 +74,7 @@ _LATER = {
     "plot_pair": "._plots",
     "plot_statistics": "._plots",
     "read_arviz": "._arviz",
+    "report": "._report",
 }
 
 

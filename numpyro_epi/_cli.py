@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
         (_check, _add_check_arguments),
         (_fit, _add_fit_arguments),
         (_plot, _add_plot_arguments),
+        (_report, _add_report_arguments),
     ):
         summary = (command.__doc__ or "").partition("\n")[0]
         sub = commands.add_parser(command.__name__.strip("_"), help=summary, description=summary)
@@ -101,6 +102,12 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_plot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="a result saved by fit")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the PNG files (default: beside FILE)")
+
+
+def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="a result saved by fit")
+    parser.add_argument("--out", metavar="PAGE", type=Path, help="the page (default: FILE with the suffix .html)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the page if it exists")
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -188,6 +195,17 @@ def _plot(arguments: argparse.Namespace) -> int:
         path = folder / f"{source.stem}-{kind}.png"
         draw(tree).savefig(path)
         print(f"Saved {path}")
+    return DONE
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    """Write one self-contained HTML page about a saved result."""
+    from . import report
+
+    path = arguments.out or arguments.file.with_suffix(".html")
+    if path.exists() and not arguments.overwrite:
+        raise ValueError(f"Expected an output that does not exist; got {path}. Pass --overwrite, or another --out.")
+    print(f"Saved {report(arguments.file, path, overwrite=arguments.overwrite)}")
     return DONE
 
 

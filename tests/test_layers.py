@@ -14,7 +14,7 @@ import numpyro_epi
 
 PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
-    ("_types", "_keys", "_registry"),
+    ("_types", "_keys", "_registry", "_html"),
     ("statistics", "signals", "multipliers", "flows", "_simulator"),
     ("_property", "_problem", "_guide", "_check"),
     ("objectives", "_outcome", "_density", "_result"),
@@ -33,7 +33,7 @@ LAYERS = (
         "_fit",
     ),
     ("_arviz", "_store", "_tilted"),
-    ("_plots",),
+    ("_plots", "_report"),
     ("_cli",),
 )
 """From the ground up; within a layer too, a module imports only what stands left of it."""

@@ -1,0 +1,195 @@
+"""One page about a saved result, from the exported data alone: no model, no network, no script."""
+
+import base64
+import io
+import json
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from ._arviz import as_datatree
+from ._html import escape, page, paragraphs, table
+from ._plots import _components, _group, _optional, plot_fit, plot_pair, plot_statistics
+
+if TYPE_CHECKING:
+    import matplotlib.figure
+
+NUM_DIRECTIONS, NUM_NAMED = 4, 5
+"""Directions in the table, at each end of it, and parameters named in each."""
+
+DPI = 130
+
+
+def report(exported: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Write a self-contained HTML page about a result: question, verdict, constraints, pictures, directions, settings.
+
+    Every text that comes from the file is escaped, and the page asks for nothing from elsewhere.
+
+    Args:
+        exported: A tree, an ArviZ 0.x ``InferenceData``, or the path of an exported file.
+        path: Where to write; it ends in ``.html``.
+        overwrite: Replace what is there.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If the suffix is another, the file exists and ``overwrite`` is false, or a group is missing.
+        OSError: If the path cannot be written.
+        ImportError: If Matplotlib is missing.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"Expected a path that ends in .html; got {path}.")
+    if path.exists() and not overwrite:
+        raise ValueError(f"Expected an output that does not exist; got {path}. Pass overwrite=True, or another path.")
+    text = _page(as_datatree(exported))
+    # Written aside and renamed: a report is whole or not there.
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".html", delete=False, encoding="utf-8") as aside:
+        aside.write(text)
+    os.chmod(aside.name, 0o644)
+    os.replace(aside.name, path)
+    return path
+
+
+def _page(tree: xr.DataTree) -> str:
+    problem = str(tree.attrs.get("problem", "a result"))
+    sections = [
+        f"<h1>Emergent property inference: {escape(problem)}</h1>",
+        _verdict(tree.attrs),
+        "<h2>Property</h2>",
+        _constraints(_group(tree, "constant_data")),
+        "<h2>Parameters</h2>",
+        _picture(
+            plot_pair(tree), f"Draws of the parameters of {problem}: each pair coloured by log density, marginals"
+        ),
+        _parameters(tree),
+        "<h2>Statistics</h2>",
+        _picture(
+            plot_statistics(tree), "Draws of each statistic beside its target mean and spread, and those of the prior"
+        ),
+        "<h2>Directions</h2>",
+        _directions(tree),
+        "<h2>Run</h2>",
+    ]
+    if "optimization" in tree.children and tree["optimization"].to_dataset().sizes.get("epoch"):
+        sections.append(_picture(plot_fit(tree), "Entropy, violations and multipliers over the steps of the run"))
+    sections.append(_settings(tree.attrs))
+    return page(f"{problem}: emergent property inference", "\n".join(sections))
+
+
+def _verdict(attrs: Mapping[Any, Any]) -> str:
+    good = bool(attrs.get("satisfied", 0))
+    found = [f'<p class="{"good" if good else "bad"}"><strong>{escape(attrs.get("status", "unknown"))}</strong>: ']
+    found.append(f"{escape(attrs.get('status_message', ''))}</p>")
+    lines = [f"Entropy {float(attrs['entropy']):.4f} nats." if "entropy" in attrs else ""]
+    if np.isfinite(gap := float(attrs.get("gap", np.nan))):
+        lines.append(
+            f"Estimated distance from the maximum-entropy solution: {gap:.4f} ± {float(attrs['gap_standard_error']):.4f} nats. "
+            f"{attrs.get('certificate', '')}"
+        )
+    else:
+        lines.append("How far this is from the maximum-entropy solution was not estimated.")
+    return "".join(found) + paragraphs(line for line in lines if line)
+
+
+def _constraints(found: xr.Dataset) -> str:
+    rows = []
+    for i, name in enumerate(found["constraint"].values):
+        one = {key: found[key].values[i] for key in ("unit", "target", "achieved", "standard_error")}
+        half = 1.96 * float(one["standard_error"])
+        interval = f"{one['achieved'] - half:.5g} to {one['achieved'] + half:.5g}"
+        violation, multiplier = (float(found[key].values[i]) for key in ("violation", "multiplier"))
+        cells = (name, one["unit"] or "-", f"{one['target']:.5g}", f"{one['achieved']:.5g}", interval)
+        rows.append((*cells, f"{violation:+.3f}", f"{multiplier:.5g}"))
+    header = ("constraint", "unit", "target", "achieved", "95 % interval", "violation (sd)", "Lagrange multiplier")
+    return table(header, rows)
+
+
+def _parameters(tree: xr.DataTree) -> str:
+    draws, prior = _components(_group(tree, "posterior")), _components(_optional(tree, "prior"))
+    rows = []
+    for name, values in list(draws.items())[:50]:
+        low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95])
+        share = (
+            f"{np.nanstd(values) / np.nanstd(prior[name]):.2f}" if name in prior and np.nanstd(prior[name]) > 0 else "-"
+        )
+        rows.append(
+            (
+                name,
+                f"{np.nanmean(values):.4g}",
+                f"{np.nanstd(values):.4g}",
+                f"{low:.4g}",
+                f"{middle:.4g}",
+                f"{high:.4g}",
+                share,
+            )
+        )
+    note = [f"The first 50 of {len(draws)} numbers."] if len(draws) > 50 else []
+    header = ("parameter", "mean", "standard deviation", "5 %", "median", "95 %", "spread over the prior's")
+    return table(header, rows) + paragraphs(note)
+
+
+def _directions(tree: xr.DataTree) -> str:
+    draws, prior = _components(_group(tree, "posterior")), _components(_optional(tree, "prior"))
+    names = list(draws)
+    if len(names) < 2:
+        return paragraphs(["There is one parameter."])
+    columns = np.stack([draws[name] for name in names], axis=1)
+    columns = columns[np.isfinite(columns).all(axis=1)]
+    spread = np.array([np.nanstd(prior[name]) if name in prior else 0.0 for name in names])
+    own = columns.std(axis=0)
+    scale = np.where(spread > 0, spread, np.where(own > 0, own, 1.0))
+    variances, vectors = np.linalg.eigh(np.cov(columns.T / scale[:, None]))
+    count = min(len(names), NUM_DIRECTIONS)
+    rows = [(f"{np.sqrt(max(variances[i], 0.0)):.3g}", _combination(vectors[:, i], names)) for i in range(count)]
+    beyond = range(max(count, len(names) - NUM_DIRECTIONS), len(names))
+    rows += [(f"{np.sqrt(max(variances[i], 0.0)):.3g}", _combination(vectors[:, i], names)) for i in beyond]
+    unit = (
+        "the prior's standard deviations"
+        if np.all(spread > 0)
+        else "standard deviations (the draws' own where there is no prior)"
+    )
+    return table((f"spread, in {unit}", "direction"), rows) + paragraphs(
+        [
+            "The property holds the parameters tightest in the first direction and leaves them free in the last. These are the "
+            "principal axes of all draws; with several modes they also show how the modes lie. Result.density.sensitivity gives "
+            "those of a single mode and what each statistic does there."
+        ]
+    )
+
+
+def _combination(vector: np.ndarray, names: list[str]) -> str:
+    order = np.argsort(-np.abs(vector))[:NUM_NAMED]
+    vector = vector * np.sign(vector[order[0]])
+    terms = [f"{vector[i]:+.2f} {names[i]}" for i in order if abs(vector[i]) > 0.05]
+    return " ".join(terms) + (" ..." if np.sum(np.abs(vector) > 0.05) > NUM_NAMED else "")
+
+
+def _settings(attrs: Mapping[Any, Any]) -> str:
+    shown = {"status", "status_message", "satisfied", "entropy", "gap", "gap_standard_error", "certificate", "problem"}
+    rows = []
+    for key, value in attrs.items():
+        if key in ("settings", "plugins"):
+            try:
+                rows += [(name, text) for name, text in json.loads(value).items()]
+            except (ValueError, AttributeError, TypeError):
+                rows.append((key, value))
+        elif key not in shown:
+            rows.append((key, np.array2string(value, precision=5) if isinstance(value, np.ndarray) else value))
+    return table(("setting", "value"), rows)
+
+
+def _picture(figure: "matplotlib.figure.Figure", description: str) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI)
+    width, height = (round(DPI * inches) for inches in figure.get_size_inches())
+    encoded = base64.b64encode(buffer.getvalue()).decode()
+    text = re.sub(r"\s+", " ", description)
+    return f'<p><img alt="{escape(text)}" width="{width}" height="{height}" src="data:image/png;base64,{encoded}"></p>'
