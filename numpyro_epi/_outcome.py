@@ -99,14 +99,6 @@ class Certificate(NamedTuple):
     num_simulations: int
     verdict: str
 
-    @property
-    def knows_multipliers(self) -> bool:
-        """Whether the weighted draws are enough to say what the multipliers are, to about 3 % of the inverse spreads.
-
-        Pareto's k-hat is no part of it: where it was .9 (the exact problem ``banana``), they still were right to 1 %.
-        """
-        return self.tilted and self.ess >= 1000
-
 
 class Restarts(NamedTuple):
     """All restarts of a fit, in the order of their keys.

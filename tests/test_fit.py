@@ -38,7 +38,7 @@ def assert_solves(name, seed=0):
     kl = exact_kl(exact, base_entropy=result.verdict.base_entropy, moments=result.verdict.mean)
     # The KL itself is measured with the standard error of a mean of 40,000 draws.
     assert kl <= exact.tolerance_kl + 2 * result.verdict.entropy_standard_error
-    assert multiplier_error(exact, result.eta) <= (0.06 if result.certificate.knows_multipliers else 0.1)
+    assert multiplier_error(exact, result.eta) <= 0.1
     return result
 
 
@@ -51,6 +51,9 @@ def test_solution_is_the_exact_one(name):
 @pytest.mark.parametrize("name", SLOW)
 def test_solution_is_the_exact_one_everywhere(name):
     result = assert_solves(name)
+    if name.startswith("exponential"):
+        # Read from the guide alone, the multiplier is up to 9 % off: its far tail is not quite exponential.
+        assert multiplier_error(EXACT[name](), result.eta) <= 0.02
     if EXACT[name]().num_modes == 2:
         share = np.mean(result.sample(jax.random.key(1), (20_000,))["A"][:, 0, 1] > 0)
         assert 0.4 <= share <= 0.6
