@@ -16,7 +16,7 @@ from ._certificate import MAX_KHAT, MIN_ESS, assess, pareto_khat, tilt
 from ._chains import ChainSettings, Solved, begins_at_base
 from ._density import Density, Tilted, constrain
 from ._keys import checked_key, key_text
-from ._outcome import STATUS, Verdict, constraint_table, message, table_lines
+from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summary
 from ._problem import Problem
 from ._types import Draws, Key
 from ._work import solve_by_chains
@@ -150,14 +150,20 @@ class DualSolution(eqx.Module):
         return export_dual(self, key)
 
     def __str__(self) -> str:
+        return self._summary().text()
+
+    def _repr_html_(self) -> str:
+        return self._summary().html()
+
+    def _summary(self) -> Summary:
         lines = [
-            f"Dual of {self.problem.name}, solved by {self.method}",
-            f"status    {self.status.name}: {self.status_message}",
-            f"entropy   {self.entropy:.4f} nats, at most {self.log_normalizer:.4f} relative to the base",
-            f"draws     {self.ess:.0f} effective, R-hat {self.rhat:.3f}, Pareto k-hat {self.khat:.2f}",
-            f"run       {self.num_simulations:.1e} simulations in {self.seconds:.1f} s",
+            ("status", f"{self.status.name}: {self.status_message}"),
+            ("entropy", f"{self.entropy:.4f} nats, at most {self.log_normalizer:.4f} relative to the base"),
+            ("draws", f"{self.ess:.0f} effective, R-hat {self.rhat:.3f}, Pareto k-hat {self.khat:.2f}"),
+            ("run", f"{self.num_simulations:.1e} simulations in {self.seconds:.1f} s"),
         ]
-        return "\n".join([*lines, *table_lines(self.problem, self.verdict, self.eta)])
+        title = f"Dual of {self.problem.name}, solved by {self.method}"
+        return summary(title, lines, self.problem, self.verdict, self.eta)
 
 
 def solve_dual(

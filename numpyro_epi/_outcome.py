@@ -8,6 +8,7 @@ import numpy as np
 from flowjax.distributions import AbstractDistribution
 from jaxtyping import Float
 
+from ._html import escape, table
 from ._problem import Problem
 
 if TYPE_CHECKING:
@@ -165,17 +166,53 @@ def constraint_table(problem: Problem, verdict: Verdict, eta: Float[np.ndarray, 
     return xr.Dataset({n: ("constraint", c) for n, c in columns.items()}, coords={"constraint": names})
 
 
-def table_lines(problem: Problem, verdict: Verdict, eta: Float[np.ndarray, " M"]) -> list[str]:
-    """The same as printed lines."""
-    rows = [("constraint", "unit", "target", "achieved", "95 % interval", "violation (sd)", "multiplier")]
+class Summary(NamedTuple):
+    """What is said about an answer: a title, labelled lines, and the constraints' table under a header.
+
+    Attributes:
+        title: What it is.
+        lines: Label and text; a line that goes on has no label.
+        header: Of the table.
+        rows: Of the table.
+    """
+
+    title: str
+    lines: list[tuple[str, str]]
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+    def text(self) -> str:
+        """For a terminal."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        cells = [
+            "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in (self.header, *self.rows)
+        ]
+        lines = [f"{label:<8}  {text}" for label, text in self.lines]
+        return "\n".join(line.rstrip() for line in (self.title, *lines, *cells))
+
+    def html(self) -> str:
+        """For a notebook."""
+        title = f"<p><strong>{escape(self.title)}</strong></p>"
+        return title + table(("", ""), self.lines) + table(self.header, self.rows)
+
+
+def summary(
+    title: str, lines: list[tuple[str, str]], problem: Problem, verdict: Verdict, eta: Float[np.ndarray, " M"]
+) -> Summary:
+    """Put an answer's own lines over the table of its constraints."""
+    header = ("constraint", "unit", "target", "achieved", "95 % interval", "violation (sd)", "multiplier")
+    return Summary(title, lines, header, _rows(problem, verdict, eta))
+
+
+def _rows(problem: Problem, verdict: Verdict, eta: Float[np.ndarray, " M"]) -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
     violation = verdict.violation(problem.target)
     for i, constraint in enumerate(problem.constraints):
         margin = 1.96 * verdict.standard_error[i]
         interval = f"[{verdict.mean[i] - margin:.5g}, {verdict.mean[i] + margin:.5g}]"
         cells = (f"{constraint.target:.5g}", f"{verdict.mean[i]:.5g}", interval)
         rows.append((constraint.name, constraint.unit or "-", *cells, f"{violation[i]:+.3f}", f"{eta[i]:.5g}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return rows
 
 
 def message(status: STATUS, problem: Problem, verdict: Verdict, tolerance: float, advice: str = "") -> str:

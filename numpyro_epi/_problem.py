@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from ._html import escape, table
 from ._property import Constraint, EmergentProperty
 from ._registry import Provider, Registry
 from ._simulator import Simulator
@@ -128,6 +129,17 @@ class Problem(eqx.Module):
         from ._check import check
 
         return check(self, key)
+
+    def _repr_html_(self) -> str:
+        parameters = [(p.name, "×".join(map(str, p.shape)) or "one number") for p in self.simulator.parameters]
+        constraints = [(c.name, c.unit or "-", f"{c.target:.5g}") for c in self.constraints]
+        noise = f"; its own noise: {', '.join(self.simulator.noise)}" if self.simulator.noise else ""
+        return (
+            f"<p><strong>{escape(self.name)}</strong>: {self.dim} unconstrained parameters, base {escape(self.base)}"
+            f"{escape(noise)}</p>"
+            + table(("parameter", "shape"), parameters)
+            + table(("constraint", "unit", "target"), constraints)
+        )
 
     def _abstract_sites(self) -> AbstractSites:
         zeros = jnp.zeros(self.simulator.dim)

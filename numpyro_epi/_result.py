@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ._density import Density, OfFlow
 from ._guide import AutoFlow, parameters_only
 from ._keys import key_from_text
-from ._outcome import STATUS, Certificate, Restarts, Verdict, constraint_table, message, table_lines
+from ._outcome import STATUS, Certificate, Restarts, Summary, Verdict, constraint_table, message, summary
 from ._problem import Problem
 from ._types import Key, Sites
 
@@ -249,30 +249,30 @@ class Result(eqx.Module):
         save(self, path, overwrite=overwrite)
 
     def __str__(self) -> str:
-        return "\n".join([*self._headline(), *table_lines(self.problem, self.verdict, self.eta)])
+        return self._summary().text()
 
-    def _headline(self) -> list[str]:
+    def _repr_html_(self) -> str:
+        return self._summary().html()
+
+    def _summary(self) -> Summary:
         v, settings = self.verdict, self.settings
         lines = [
-            f"Emergent property inference: {self.problem.name}",
-            f"status    {self.status.name}: {self.status_message}",
-            f"entropy   {v.entropy:.4f} +- {v.entropy_standard_error:.4f} nats",
+            ("status", f"{self.status.name}: {self.status_message}"),
+            ("entropy", f"{v.entropy:.4f} +- {v.entropy_standard_error:.4f} nats"),
         ]
         if self.problem.base == "prior" and self.problem.simulator.has_proper_prior:
-            lines.append(f"KL(q || prior)  {-v.base_entropy:.4f} nats")
+            lines.append(("KL(q || prior)", f"{-v.base_entropy:.4f} nats"))
         if self.certificate is not None:
             c = self.certificate
-            lines.append(
-                f"gap       {c.gap:.4f} +- {c.standard_error:.4f} nats to the optimum, by {c.ess:.0f} effective draws"
-            )
-            lines.append(f"          {c.verdict}")
+            gap = f"{c.gap:.4f} +- {c.standard_error:.4f} nats to the optimum, by {c.ess:.0f} effective draws"
+            lines += [("gap", gap), ("", c.verdict)]
         if v.finite_share < 1:
-            lines.append(f"finite    {100 * v.finite_share:.2f} % of simulations")
+            lines.append(("finite", f"{100 * v.finite_share:.2f} % of simulations"))
         if self.restarts is not None:
-            lines.append(f"restarts  {self.restarts}")
-        lines.append(f"start     {settings['start_message']}")
-        lines.append(f"run       {settings['steps']} steps of {settings['num_draws']} draws in {self.seconds:.1f} s")
-        return lines
+            lines.append(("restarts", str(self.restarts)))
+        lines.append(("start", settings["start_message"]))
+        lines.append(("run", f"{settings['steps']} steps of {settings['num_draws']} draws in {self.seconds:.1f} s"))
+        return summary(f"Emergent property inference: {self.problem.name}", lines, self.problem, v, self.eta)
 
     def _column(self, name: str) -> "xr.DataArray":
         found = self.constraints

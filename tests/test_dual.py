@@ -103,6 +103,7 @@ def test_export_has_the_chains_weights_and_normalised_density(by_chains):
 def test_print_and_tables_show_the_constraint(by_chains):
     _, solution = by_chains
     assert "projection" in str(solution)
+    assert "<td>projection</td>" in solution._repr_html_()
     assert float(solution.multipliers.sel(constraint="projection")) == pytest.approx(solution.eta[0])
     assert solution.draws()["z"].shape == (*solution.log_weight.shape, 3)
 

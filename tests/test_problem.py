@@ -239,3 +239,17 @@ def test_making_a_problem_runs_no_simulation():
 
     Problem(only_parameters, EmergentProperty(Target(watch, mean=0.0)))
     assert seen and all(isinstance(a, jax.core.Tracer) for a in seen)
+
+
+def test_notebooks_show_the_question_and_escape_its_names():
+    def model():
+        numpyro.sample("z<b>", dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(2))
+        numpyro.sample("own", dist.Normal(0.0, 1.0))
+
+    total = statistic(name="sum & more", unit="mV")(lambda sites: jnp.sum(sites["z<b>"]))
+    problem = Problem(model, EmergentProperty(Target(total, mean=1.5)), parameters=("z<b>",), name="<i>")
+    text = problem._repr_html_()
+    for part in ("&lt;i&gt;", "z&lt;b&gt;", "2×3", "sum &amp; more", "mV", "1.5", "6 unconstrained", "own"):
+        assert part in text
+    assert "<b>" not in text
+    assert "<i>" not in text

@@ -17,9 +17,21 @@ SHORT = {"max_steps": 50, "num_draws": 50, "start": epi.starts.Prior(), "certify
 
 
 @pytest.fixture(scope="module")
-def tree():
-    result = epi.fit(jax.random.key(0), EXACT["dirichlet"]().problem, **SHORT)
+def result():
+    return epi.fit(jax.random.key(0), EXACT["dirichlet"]().problem, **SHORT)
+
+
+@pytest.fixture(scope="module")
+def tree(result):
     return as_datatree(result.to_arviz(num_draws=50))
+
+
+def test_notebooks_show_what_is_printed(result):
+    reader = Reader()
+    reader.feed(result._repr_html_())
+    shown = "".join(" ".join(reader.text).split())
+    for line in str(result).splitlines():
+        assert "".join(line.split()) in shown
 
 
 class Reader(HTMLParser):
