@@ -33,6 +33,9 @@ from ._types import Draws, Key
 NUM_DRAWS, NUM_NOISY_DRAWS, NUM_SIMULATIONS = 20_000, 4_000, 16
 """Draws of every proposal; with simulator noise fewer of them, each simulated so many times."""
 
+MOST_TOGETHER = 1000
+"""Simulations at once: one with its noise may take half a megabyte, and several times that while it runs."""
+
 WIDE = 3.0
 """Width of the normal that stands in for an improper base, in the guide's standard deviations."""
 
@@ -407,7 +410,7 @@ def _evaluate(
 
     # In pieces, so that memory does not grow with the number of draws.
     moments, noise, log_base = jax.lax.map(
-        lambda pair: one(*pair), (jax.random.split(key, u.shape[0]), u), batch_size=1000
+        lambda pair: one(*pair), (jax.random.split(key, u.shape[0]), u), batch_size=max(1, MOST_TOGETHER // simulations)
     )
     log_defence = log_base if wide is None else jax.scipy.stats.norm.logpdf(u, *wide).sum(axis=1)
     return log_guides, log_defence, moments, noise, log_base

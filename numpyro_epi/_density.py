@@ -39,8 +39,8 @@ MARGIN = 0.25
 EDGE_SLOPE = 0.1
 """Slope, nats over one standard deviation of the draws, above which a place is no summit."""
 
-NEIGHBOURS, PLACES = 10, 17
-"""Nearest summits that a summit may be joined with, and places on the line between them where the density is taken."""
+NEIGHBOURS, PLACES, NUM_RELAXED = 8, 17, 80
+"""Nearest summits that a summit may be joined with, places on the way to one, and steps in which the way climbs."""
 
 CANDIDATES = 4096
 """Draws among which a conditional mode or a conditional chain finds its start."""
@@ -202,7 +202,7 @@ class Density(eqx.Module):
             raise ValueError("Expected draws with a finite density; got none.")
         places, heights = places[usable], np.asarray(climbed, float)[usable]
         modes = []
-        labels = _join(self, np.asarray(places, float), heights, depth)
+        labels = _join(self, np.asarray(places, float), heights, limits, depth)
         for label in range(labels.max() + 1):
             (members,) = np.nonzero(labels == label)
             top = members[np.argmax(heights[members])]
@@ -594,35 +594,59 @@ def _polish(depth: Callable[[Array], Scalar], start: Array) -> Array:
     return jax.lax.scan(step, (start, optimizer.init(start)), None, length=NUM_POLISHED)[0][0]
 
 
-def _join(density: Density, places: np.ndarray, heights: np.ndarray, depth: float) -> np.ndarray:
+def _join(density: Density, places: np.ndarray, heights: np.ndarray, limits: _Limits, depth: float) -> np.ndarray:
     """Number of the mode that each summit belongs to, from 0."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
     from scipy.spatial import KDTree
 
-    count = len(places)
-    if count == 1:
-        return np.zeros(1, int)
-    whitened = (places - places.mean(axis=0)) / (places.std(axis=0) + 1e-6 * np.abs(places).max())
+    deviation = np.where(np.asarray(limits.deviation) > 0, limits.deviation, 1.0)
+    whitened = places / deviation
     # Summits reached by many climbs crowd out neighbours farther off: one of each crowd looks for them.
     crowd = _crowds(whitened)
     leaders = np.array([np.flatnonzero(crowd == i)[0] for i in range(crowd.max() + 1)])
-    if len(leaders) > 1:
-        _, near = KDTree(whitened[leaders]).query(whitened[leaders], k=min(NEIGHBOURS + 1, len(leaders)))
-        left = np.repeat(leaders, near.shape[1] - 1)
-        right = leaders[near[:, 1:].ravel()]
-        along = np.linspace(0.0, 1.0, PLACES)[1:-1, None]
-        lines = places[left][:, None] * (1 - along) + places[right][:, None] * along
-        found = np.asarray(_heights(density, jnp.asarray(lines.reshape(-1, places.shape[1]), float)))
-        lowest = np.min(np.nan_to_num(found, nan=-np.inf).reshape(len(left), -1), axis=1)
-        joined = lowest > np.minimum(heights[left], heights[right]) - depth
-        graph = coo_array(
-            (np.ones(joined.sum()), (crowd[left[joined]], crowd[right[joined]])), shape=(len(leaders),) * 2
-        )
-        labels = connected_components(graph, directed=False)[1]
-    else:
-        labels = np.zeros(1, int)
-    return labels[crowd]
+    if len(leaders) == 1:
+        return np.zeros(len(places), int)
+    _, near = KDTree(whitened[leaders]).query(whitened[leaders], k=min(NEIGHBOURS + 1, len(leaders)))
+    pairs = {(min(i, j), max(i, j)) for i, row in enumerate(near) for j in row if i != j}
+    left, right = (leaders[list(side)] for side in zip(*sorted(pairs), strict=True))
+    first, last = (jnp.asarray(places[side], float) for side in (left, right))
+    lowest = np.asarray(_lowest_on_the_way(density, first, last, jnp.asarray(deviation, float)))
+    lowest = np.nan_to_num(lowest, nan=-np.inf)
+    joined = lowest > np.minimum(heights[left], heights[right]) - depth
+    graph = coo_array((np.ones(joined.sum()), (crowd[left[joined]], crowd[right[joined]])), shape=(len(leaders),) * 2)
+    return connected_components(graph, directed=False)[1][crowd]
+
+
+@eqx.filter_jit
+def _lowest_on_the_way(density: Density, left: Draws, right: Draws, deviation: Unconstrained) -> PerDraw:
+    """Least height on a way from summit to summit, which climbs sideways from the straight line (the string method).
+
+    E, Ren & Vanden-Eijnden 2007, J. Chem. Phys. 126:164103: places on the way go uphill, and are spread evenly again.
+    """
+    share = jnp.linspace(0.0, 1.0, PLACES)
+    size = math.sqrt(left.shape[-1])
+
+    def heights(way: Float[Array, "P D"]) -> Float[Array, " P"]:
+        return jax.vmap(lambda y: _height(density, y * deviation))(way)
+
+    def relax(way: Float[Array, "P D"], longest: Scalar) -> tuple[Float[Array, "P D"], None]:
+        slope = jnp.nan_to_num(jax.grad(lambda way: jnp.sum(heights(way)))(way))
+        norm = jnp.linalg.norm(slope, axis=1, keepdims=True)
+        step = slope * jnp.minimum(1.0, longest * size / jnp.where(norm > 0, norm, 1.0))
+        way = way.at[1:-1].add(step[1:-1])
+        length = jnp.cumsum(jnp.linalg.norm(jnp.diff(way, axis=0, prepend=way[:1]), axis=1))
+        even = jax.vmap(lambda column: jnp.interp(share * length[-1], length, column), 1, 1)(way)
+        return even.at[0].set(way[0]).at[-1].set(way[-1]), None
+
+    def one(ends: tuple[Unconstrained, Unconstrained]) -> Scalar:
+        first, last = ends[0] / deviation, ends[1] / deviation
+        way = first + share[:, None] * (last - first)
+        straight = jnp.min(heights(way))
+        way, _ = jax.lax.scan(relax, way, jnp.linspace(1.0, 0.1, NUM_RELAXED) * LONGEST_STEP)
+        return jnp.maximum(straight, jnp.min(heights(way)))
+
+    return jax.lax.map(one, (left, right), batch_size=64)
 
 
 def _crowds(whitened: np.ndarray, distance: float = 0.02) -> np.ndarray:
