@@ -203,8 +203,7 @@ def _report(arguments: argparse.Namespace) -> int:
     from . import report
 
     path = arguments.out or arguments.file.with_suffix(".html")
-    if path.exists() and not arguments.overwrite:
-        raise ValueError(f"Expected an output that does not exist; got {path}. Pass --overwrite, or another --out.")
+    _check_free(path, overwrite=arguments.overwrite)
     print(f"Saved {report(arguments.file, path, overwrite=arguments.overwrite)}")
     return DONE
 
@@ -316,9 +315,13 @@ def _check_output(path: Path, *, overwrite: bool) -> None:
     """Find out before a long run whether its result can be saved."""
     from ._arviz import _check_target
 
+    _check_free(path, overwrite=overwrite)
+    _check_target(path, overwrite)
+
+
+def _check_free(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise ValueError(f"Expected an output that does not exist; got {path}. Pass --overwrite, or another --out.")
-    _check_target(path, overwrite)
 
 
 def _save(result: Any, path: Path, *, overwrite: bool) -> Path:

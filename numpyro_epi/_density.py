@@ -14,7 +14,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flowjax.distributions import AbstractDistribution
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
@@ -22,37 +21,24 @@ from numpyro.infer import MCMC, NUTS
 
 from ._keys import checked_key
 from ._problem import Problem
+from ._responses import responses
+from ._summits import Limits, climb, join
 from ._types import Draws, Key, Numbers, PerDraw, Scalar, Sites, Unconstrained
 
 if TYPE_CHECKING:
     import xarray as xr
 
-NUM_STARTS, NUM_WALKED, NUM_POLISHED = 512, 150, 60
-"""Draws from which modes are looked for; short steps uphill of each, which do not leave a basin, and L-BFGS steps."""
-
-LONGEST_STEP = 0.05
-"""First length of the short ones, in the draws' standard deviations; it falls to a tenth."""
-
-MARGIN = 0.25
-"""How far beyond the draws a mode is looked for, in units of their range in each unconstrained coordinate."""
+NUM_STARTS = 512
+"""Draws from which modes are looked for."""
 
 EDGE_SLOPE = 0.1
 """Slope, nats over one standard deviation of the draws, above which a place is no summit."""
 
-NEIGHBOURS, PLACES, NUM_RELAXED = 8, 17, 80
-"""Nearest summits that a summit may be joined with, places on the way to one, and steps in which the way climbs."""
-
-CANDIDATES = 4096
-"""Draws among which a conditional mode or a conditional chain finds its start."""
+CANDIDATES, NUM_CLIMBED = 4096, 64
+"""Draws among which a conditional mode or a conditional chain finds its start, and those of highest density to climb from."""
 
 NUM_GRADIENTS = 2000
 """Draws over which products of the gradient are averaged."""
-
-NUM_SIMULATIONS = 64
-"""Simulations whose mean is a statistic's response, where the model has noise."""
-
-DIFFERENCE = 0.1
-"""Step of a difference quotient, in standard deviations of the draws, where a statistic is not differentiable."""
 
 
 class Mode(NamedTuple):
@@ -71,15 +57,6 @@ class Mode(NamedTuple):
     share: float
     standard_error: float
     at_edge: bool
-
-
-class _Limits(NamedTuple):
-    """Where modes are looked for and how far the draws spread, in unconstrained coordinates; their spread on the other scale."""
-
-    low: Array
-    high: Array
-    deviation: Array
-    spread: np.ndarray
 
 
 class AbstractUnconstrained(eqx.Module):
@@ -136,7 +113,7 @@ class Density(eqx.Module):
     """
 
     problem: Problem
-    unconstrained: "AbstractUnconstrained"
+    unconstrained: AbstractUnconstrained
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -195,19 +172,20 @@ class Density(eqx.Module):
             raise ValueError(f"Expected num_starts >= 1 and depth > 0; got {num_starts=}, {depth=}.")
         draws = self.unconstrained.draw(checked_key(key), num_starts)
         free = jnp.ones(self.problem.dim, bool)
-        limits = _limits(self, draws)
-        places, climbed = _climb(self, draws, free, limits)
+        limits, height = Limits.of(draws), eqx.Partial(_height, self)
+        places, climbed = climb(height, draws, free, limits)
         usable = np.flatnonzero(np.isfinite(climbed))
         if not len(usable):
             raise ValueError("Expected draws with a finite density; got none.")
         places, heights = places[usable], np.asarray(climbed, float)[usable]
-        modes = []
-        labels = _join(self, np.asarray(places, float), heights, limits, depth)
+        modes, spread = [], _spread(self, draws)
+        labels = join(height, np.asarray(places, float), heights, limits, depth)
         for label in range(labels.max() + 1):
             (members,) = np.nonzero(labels == label)
             top = members[np.argmax(heights[members])]
             share = len(members) / len(labels)
-            modes.append(self._mode(places[top], share, math.sqrt(share * (1 - share) / len(labels)), free, limits))
+            error = math.sqrt(share * (1 - share) / len(labels))
+            modes.append(_mode(self, places[top], free, limits, spread)._replace(share=share, standard_error=error))
         return sorted(modes, key=lambda mode: -mode.share)
 
     def conditional_mode(
@@ -224,19 +202,7 @@ class Density(eqx.Module):
             ValueError: If a name is unknown, everything is fixed, or a number cannot be fixed alone because its support
                 ties it to others.
         """
-        draws = self.unconstrained.draw(checked_key(key), CANDIDATES)
-        values, free = self._fix(fixed, draws)
-        limits = _limits(self, draws)
-        if start is None:
-            candidates = jnp.where(free, draws, values)
-            heights = np.nan_to_num(np.asarray(_heights(self, candidates)), nan=-np.inf)
-            candidates = candidates[np.argsort(-heights)[:64]]
-        else:
-            place = self.problem.simulator.unconstrain({name: jnp.asarray(v, float) for name, v in start.items()})
-            candidates = jnp.where(free, place, values)[None]
-        places, heights = _climb(self, candidates, free, limits)
-        best = int(np.nanargmax(np.asarray(heights)))
-        return self._mode(places[best], 1.0, 0.0, free, limits)
+        return self._conditional_mode(self.unconstrained.draw(checked_key(key), CANDIDATES), fixed, start)
 
     def conditional_modes(self, key: Key, name: str, values: Sequence[float] | Float[np.ndarray, " K"]) -> list[Mode]:
         """The path of conditional modes along one parameter, each climbed to from the one before.
@@ -249,9 +215,10 @@ class Density(eqx.Module):
         Raises:
             ValueError: As `conditional_mode`.
         """
+        draws = self.unconstrained.draw(checked_key(key), CANDIDATES)
         path: list[Mode] = []
         for value in values:
-            path.append(self.conditional_mode(key, {name: value}, start=path[-1].values if path else None))
+            path.append(self._conditional_mode(draws, {name: value}, path[-1].values if path else None))
         return path
 
     def condition(
@@ -303,7 +270,7 @@ class Density(eqx.Module):
         )
         mcmc.run(chain_key, init_params=starts if num_chains > 1 else starts[0])
         parts = mcmc.get_samples(group_by_chain=True).reshape(-1, len(index))
-        sites = constrain(self, jnp.broadcast_to(values, (len(parts), len(values))).at[:, index].set(parts))
+        sites = constrain(self.problem, jnp.broadcast_to(values, (len(parts), len(values))).at[:, index].set(parts))
         return {name: value.reshape(num_chains, num_samples, *value.shape[1:]) for name, value in sites.items()}
 
     def sensitivity(self, key: Key, values: Mapping[str, Numbers] | None = None) -> "xr.Dataset":
@@ -334,12 +301,13 @@ class Density(eqx.Module):
         else:
             place = {name: jnp.asarray(v, float) for name, v in values.items()}
             points = self.problem.simulator.unconstrain(place)[None]
-            matrix = np.asarray(eqx.filter_jit(_flat_hessian)(self, points[0]), float)
+            matrix = np.asarray(_hessian_at(self, points[0]), float)
         curvature, vectors = np.linalg.eigh(matrix)
         largest = np.argmax(np.abs(vectors), axis=0)
         vectors = vectors * np.sign(vectors[largest, np.arange(len(largest))])
-        steps = DIFFERENCE * np.asarray(_flat(self, draws), float).std(axis=0)
-        response, labels = _responses(self, noise_key, points, vectors.T, float(np.mean(steps)))
+        response, labels = responses(
+            self.problem, noise_key, constrain(self.problem, points), vectors.T, spread=_spread(self, draws)
+        )
         return xr.Dataset(
             {
                 "curvature": ("direction", curvature),
@@ -392,26 +360,29 @@ class Density(eqx.Module):
         found = _map(self, function, flat)
         return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), found)
 
-    def _mode(self, place: Unconstrained, share: float, standard_error: float, free: Array, limits: _Limits) -> Mode:
-        outside = free & ((place < limits.low) | (place > limits.high))
-        # At a bound of the support the slope stays, however far away the bound is in unconstrained coordinates.
-        slope = jax.grad(partial(_height, self))(place)
-        slope = (
-            np.linalg.pinv(np.asarray(jax.jacobian(partial(_flat_one, self))(place), float)[:, free]).T @ slope[free]
-        )
-        at_edge = bool(jnp.any(outside)) or bool(np.max(np.abs(slope * limits.spread)) > EDGE_SLOPE)
-        values = {name: np.asarray(value[0]) for name, value in constrain(self, place[None]).items()}
-        height = float(_heights(self, place[None])[0])
-        return Mode(values, height, share, standard_error, at_edge)
+    def _conditional_mode(
+        self, draws: Draws, fixed: Mapping[str, Numbers], start: Mapping[str, Numbers] | None
+    ) -> Mode:
+        values, free = self._fix(fixed, draws)
+        if start is None:
+            candidates = jnp.where(free, draws, values)
+            heights = np.nan_to_num(np.asarray(_heights(self, candidates)), nan=-np.inf)
+            candidates = candidates[np.argsort(-heights)[:NUM_CLIMBED]]
+        else:
+            place = self.problem.simulator.unconstrain({name: jnp.asarray(v, float) for name, v in start.items()})
+            candidates = jnp.where(free, place, values)[None]
+        limits = Limits.of(draws)
+        places, heights = climb(eqx.Partial(_height, self), candidates, free, limits)
+        return _mode(self, places[int(np.nanargmax(np.asarray(heights)))], free, limits, _spread(self, draws))
 
     def _fix(self, fixed: Mapping[str, Numbers], draws: Draws) -> tuple[Unconstrained, Array]:
         """Unconstrained vector that holds the fixed values, and which coordinates are free."""
         simulator = self.problem.simulator
         reference = draws[0]
-        values = {name: np.array(v[0], float) for name, v in constrain(self, reference[None]).items()}
+        values = {name: np.array(v[0], float) for name, v in constrain(self.problem, reference[None]).items()}
         shapes = {parameter.name: parameter.shape for parameter in simulator.parameters}
         blocks = simulator.unpack(jnp.arange(simulator.dim))
-        jacobian = np.asarray(jax.jacobian(partial(_flat_one, self))(reference))
+        jacobian = np.asarray(_slope_and_jacobian(self, reference)[1])
         held = np.zeros(simulator.dim, bool)
         for name, given in fixed.items():
             value = np.asarray(given, float)
@@ -474,24 +445,17 @@ def _flat_hessian(density: Density, unconstrained: Unconstrained) -> Float[Array
 
 
 def _gradient(density: Density, unconstrained: Unconstrained) -> dict[str, Array]:
-    return _split(density, _flat_gradient(density, unconstrained))
+    return density.problem.simulator.split(_flat_gradient(density, unconstrained))
 
 
 def _hessian(density: Density, unconstrained: Unconstrained) -> dict[str, dict[str, Array]]:
-    rows = _split(density, _flat_hessian(density, unconstrained))
+    rows = density.problem.simulator.split(_flat_hessian(density, unconstrained))
     found = {}
     for parameter in density.problem.simulator.parameters:
-        columns = jax.vmap(partial(_split, density))(rows[parameter.name].reshape(-1, rows[parameter.name].shape[-1]))
+        columns = jax.vmap(density.problem.simulator.split)(
+            rows[parameter.name].reshape(-1, rows[parameter.name].shape[-1])
+        )
         found[parameter.name] = {n: c.reshape(*parameter.shape, *c.shape[1:]) for n, c in columns.items()}
-    return found
-
-
-def _split(density: Density, flat: Float[Array, "P ..."]) -> dict[str, Array]:
-    found, start = {}, 0
-    for parameter in density.problem.simulator.parameters:
-        size = math.prod(parameter.shape)
-        found[parameter.name] = flat[start : start + size].reshape(*parameter.shape, *flat.shape[1:])
-        start += size
     return found
 
 
@@ -505,7 +469,7 @@ def _map(density: Density, function: Callable, values: Sites) -> Any:
 
 @eqx.filter_jit
 def _sample(density: Density, key: Key, count: int) -> dict[str, Array]:
-    return constrain(density, density.unconstrained.draw(key, count))
+    return constrain(density.problem, density.unconstrained.draw(key, count))
 
 
 @eqx.filter_jit
@@ -524,9 +488,35 @@ def _flat_gradients(density: Density, draws: Draws) -> Float[Array, "N P"]:
 
 
 @eqx.filter_jit
-def constrain(density: Density, draws: Draws) -> dict[str, Array]:
-    sites = jax.vmap(lambda u: density.problem.simulator(jax.random.key(0), u).sites)(draws)
-    return {name: sites[name] for name in density.problem.simulator.names}
+def constrain(problem: Problem, draws: Draws) -> dict[str, Array]:
+    """Parameters of unconstrained draws by site, ``(N, *site shape)``."""
+    sites = jax.vmap(lambda u: problem.simulator(jax.random.key(0), u).sites)(draws)
+    return {name: sites[name] for name in problem.simulator.names}
+
+
+@eqx.filter_jit
+def _slope_and_jacobian(density: Density, place: Unconstrained) -> tuple[Unconstrained, Float[Array, "P D"]]:
+    return jax.grad(partial(_height, density))(place), jax.jacobian(partial(_flat_one, density))(place)
+
+
+@eqx.filter_jit
+def _hessian_at(density: Density, place: Unconstrained) -> Float[Array, "P P"]:
+    return _flat_hessian(density, place)
+
+
+def _spread(density: Density, draws: Draws) -> Float[np.ndarray, " P"]:
+    """Standard deviations of draws on the constrained scale."""
+    return np.asarray(_flat(density, draws), float).std(axis=0)
+
+
+def _mode(density: Density, place: Unconstrained, free: Array, limits: Limits, spread: Float[np.ndarray, " P"]) -> Mode:
+    outside = free & ((place < limits.low) | (place > limits.high))
+    # At a bound of the support the slope stays, however far away the bound is in unconstrained coordinates.
+    slope, jacobian = (np.asarray(found, float)[..., np.asarray(free)] for found in _slope_and_jacobian(density, place))
+    steepest = np.max(np.abs(np.linalg.pinv(jacobian).T @ slope * spread))
+    values = {name: np.asarray(value[0]) for name, value in constrain(density.problem, place[None]).items()}
+    height = float(_heights(density, place[None])[0])
+    return Mode(values, height, 1.0, 0.0, bool(jnp.any(outside)) or bool(steepest > EDGE_SLOPE))
 
 
 @eqx.filter_jit
@@ -535,166 +525,3 @@ def _moments(density: Density, key: Key, draws: Draws) -> Float[Array, "N M"]:
         return density.problem.evaluate(*pair).moments
 
     return jax.lax.map(one, (jax.random.split(key, len(draws)), draws), batch_size=1000)
-
-
-# Summits.
-
-
-def _limits(density: Density, draws: Draws) -> _Limits:
-    low, high = jnp.min(draws, axis=0), jnp.max(draws, axis=0)
-    spread = np.asarray(_flat(density, draws), float).std(axis=0)
-    margin = MARGIN * (high - low)
-    return _Limits(low - margin, high + margin, jnp.std(draws, axis=0), spread)
-
-
-@eqx.filter_jit
-def _climb(density: Density, draws: Draws, free: Array, limits: _Limits) -> tuple[Draws, PerDraw]:
-    """Summits above draws, over the free coordinates; a wall keeps them near the draws."""
-    low, high = limits.low, limits.high
-    # A unit of y is a short step, so that no line search begins with a leap into another basin.
-    scale = jnp.where(free, LONGEST_STEP * jnp.where(limits.deviation > 0, limits.deviation, 1.0), 0.0)
-
-    def climb(start: Unconstrained) -> tuple[Unconstrained, Scalar]:
-        def depth(y: Unconstrained) -> Scalar:
-            u = start + y * scale
-            beyond = (jnp.maximum(u - high, 0.0) + jnp.maximum(low - u, 0.0)) / (high - low + 1e-12)
-            return -_height(density, u) + 1e4 * jnp.sum(jnp.where(free, beyond, 0.0) ** 2)
-
-        y = jnp.zeros_like(start)
-        y = _polish(depth, _walk_uphill(depth, y))
-        # A climb that got lost stays where it began.
-        y = jnp.where(depth(y) <= depth(jnp.zeros_like(y)), y, 0.0)
-        u = start + y * scale
-        return u, _height(density, u)
-
-    return jax.vmap(climb)(draws)
-
-
-def _walk_uphill(depth: Callable[[Array], Scalar], start: Array) -> Array:
-    size = math.sqrt(len(start))
-
-    def step(y: Array, longest: Scalar) -> tuple[Array, None]:
-        slope = jnp.nan_to_num(jax.grad(depth)(y)) / LONGEST_STEP**2
-        norm = jnp.linalg.norm(slope)
-        return y - slope * jnp.minimum(1.0, longest * size / jnp.where(norm > 0, norm, 1.0)), None
-
-    return jax.lax.scan(step, start, jnp.linspace(1.0, 0.1, NUM_WALKED))[0]
-
-
-def _polish(depth: Callable[[Array], Scalar], start: Array) -> Array:
-    optimizer = optax.lbfgs()
-    value_and_grad = optax.value_and_grad_from_state(depth)
-
-    def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
-        y, state = carry
-        value, slope = value_and_grad(y, state=state)
-        updates, state = optimizer.update(slope, state, y, value=value, grad=slope, value_fn=depth)
-        return (optax.apply_updates(y, updates), state), None
-
-    return jax.lax.scan(step, (start, optimizer.init(start)), None, length=NUM_POLISHED)[0][0]
-
-
-def _join(density: Density, places: np.ndarray, heights: np.ndarray, limits: _Limits, depth: float) -> np.ndarray:
-    """Number of the mode that each summit belongs to, from 0."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import KDTree
-
-    deviation = np.where(np.asarray(limits.deviation) > 0, limits.deviation, 1.0)
-    whitened = places / deviation
-    # Summits reached by many climbs crowd out neighbours farther off: one of each crowd looks for them.
-    crowd = _crowds(whitened)
-    leaders = np.array([np.flatnonzero(crowd == i)[0] for i in range(crowd.max() + 1)])
-    if len(leaders) == 1:
-        return np.zeros(len(places), int)
-    _, near = KDTree(whitened[leaders]).query(whitened[leaders], k=min(NEIGHBOURS + 1, len(leaders)))
-    pairs = {(min(i, j), max(i, j)) for i, row in enumerate(near) for j in row if i != j}
-    left, right = (leaders[list(side)] for side in zip(*sorted(pairs), strict=True))
-    first, last = (jnp.asarray(places[side], float) for side in (left, right))
-    lowest = np.asarray(_lowest_on_the_way(density, first, last, jnp.asarray(deviation, float)))
-    lowest = np.nan_to_num(lowest, nan=-np.inf)
-    joined = lowest > np.minimum(heights[left], heights[right]) - depth
-    graph = coo_array((np.ones(joined.sum()), (crowd[left[joined]], crowd[right[joined]])), shape=(len(leaders),) * 2)
-    return connected_components(graph, directed=False)[1][crowd]
-
-
-@eqx.filter_jit
-def _lowest_on_the_way(density: Density, left: Draws, right: Draws, deviation: Unconstrained) -> PerDraw:
-    """Least height on a way from summit to summit, which climbs sideways from the straight line (the string method).
-
-    E, Ren & Vanden-Eijnden 2007, J. Chem. Phys. 126:164103: places on the way go uphill, and are spread evenly again.
-    """
-    share = jnp.linspace(0.0, 1.0, PLACES)
-    size = math.sqrt(left.shape[-1])
-
-    def heights(way: Float[Array, "P D"]) -> Float[Array, " P"]:
-        return jax.vmap(lambda y: _height(density, y * deviation))(way)
-
-    def relax(way: Float[Array, "P D"], longest: Scalar) -> tuple[Float[Array, "P D"], None]:
-        slope = jnp.nan_to_num(jax.grad(lambda way: jnp.sum(heights(way)))(way))
-        norm = jnp.linalg.norm(slope, axis=1, keepdims=True)
-        step = slope * jnp.minimum(1.0, longest * size / jnp.where(norm > 0, norm, 1.0))
-        way = way.at[1:-1].add(step[1:-1])
-        length = jnp.cumsum(jnp.linalg.norm(jnp.diff(way, axis=0, prepend=way[:1]), axis=1))
-        even = jax.vmap(lambda column: jnp.interp(share * length[-1], length, column), 1, 1)(way)
-        return even.at[0].set(way[0]).at[-1].set(way[-1]), None
-
-    def one(ends: tuple[Unconstrained, Unconstrained]) -> Scalar:
-        first, last = ends[0] / deviation, ends[1] / deviation
-        way = first + share[:, None] * (last - first)
-        straight = jnp.min(heights(way))
-        way, _ = jax.lax.scan(relax, way, jnp.linspace(1.0, 0.1, NUM_RELAXED) * LONGEST_STEP)
-        return jnp.maximum(straight, jnp.min(heights(way)))
-
-    return jax.lax.map(one, (left, right), batch_size=64)
-
-
-def _crowds(whitened: np.ndarray, distance: float = 0.02) -> np.ndarray:
-    """Numbers of groups of summits that are practically one."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-    from scipy.spatial import KDTree
-
-    pairs = KDTree(whitened).query_pairs(distance * math.sqrt(whitened.shape[1]), output_type="ndarray")
-    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), shape=(len(whitened),) * 2)
-    return connected_components(graph, directed=False)[1]
-
-
-# Responses.
-
-
-def _responses(
-    density: Density, key: Key, points: Draws, vectors: np.ndarray, step: float
-) -> tuple[np.ndarray, list[str]]:
-    """Mean change of every statistic's mean along unit vectors of the constrained scale, and their names."""
-    problem = density.problem
-    orders = np.array([constraint.order for constraint in problem.constraints])
-    labels = [constraint.name for constraint in problem.constraints if constraint.order == 1]
-    count = NUM_SIMULATIONS if problem.simulator.noise else 1
-    if len(points) > 1:
-        count = max(1, count // 16)
-
-    def mean(point: Float[Array, " P"], keys: Array) -> Array:
-        values = _split(density, point)
-
-        def one(key: Key) -> Array:
-            return problem.property.moments(problem.property.values(problem.simulator.simulate(key, values).sites))
-
-        return jnp.mean(jax.vmap(one)(keys), axis=0)
-
-    @eqx.filter_jit
-    def respond(points: Array, directions: Array, key: Key) -> Array:
-        def at(pair: tuple[Array, Key]) -> Array:
-            point, key = pair
-            keys = jax.random.split(key, count)
-            if problem.differentiable:
-                return jax.vmap(lambda v: jax.jvp(lambda p: mean(p, keys), (point,), (v,))[1])(directions)
-            return jax.vmap(lambda v: (mean(point + step * v, keys) - mean(point - step * v, keys)) / (2 * step))(
-                directions
-            )
-
-        return jax.lax.map(at, (points, jax.random.split(key, len(points))))
-
-    found = np.asarray(respond(_flat(density, points), jnp.asarray(vectors, float), key), float)
-    with np.errstate(invalid="ignore"):
-        return np.nanmean(found, axis=0)[:, orders == 1], labels

@@ -117,7 +117,7 @@ class DualSolution(eqx.Module):
     def draws(self) -> dict[str, Array]:
         """Draws on the constrained scale by site, of shape ``(chains, draws, *site shape)``; weigh them by ``log_weight``."""
         shape = self.unconstrained.shape[:2]
-        sites = constrain(self._tilted(), self.unconstrained.reshape(-1, self.problem.dim))
+        sites = constrain(self.problem, self.unconstrained.reshape(-1, self.problem.dim))
         return {name: value.reshape(*shape, *value.shape[1:]) for name, value in sites.items()}
 
     @property
@@ -131,9 +131,6 @@ class DualSolution(eqx.Module):
             raise ValueError(
                 f"Expected a model without noise; got the noise sites {list(self.problem.simulator.noise)}. Use fit's density."
             )
-        return self._tilted()
-
-    def _tilted(self) -> Density:
         draws, log_weight = self.unconstrained.reshape(-1, self.problem.dim), self.log_weight.ravel()
         return Density(self.problem, Tilted(self.problem, self.eta, self.log_normalizer, draws, log_weight))
 

@@ -41,6 +41,10 @@ STEPS_PER_BATCH = 4
 """A run ends with one batch for so many steps to read its multipliers from: a tenth of its time, since they need no
 gradients, and the mean's error is theirs."""
 
+MIN_WEIGHTED, BIASED_PART = 1000.0, 0.01
+"""Effective draws, and the part of the guide's residual variance that is taken to lie along the statistics and so to bias its
+own multipliers, from which on the certificate's are better: their relative variance is one over its effective draws."""
+
 MAX_DISTANCE = 0.5
 """Variance of ``log q - log base + eta . T``, nats^2, up to which a guide shows its multipliers better than its history."""
 
@@ -167,8 +171,9 @@ def fit(
             others=found.flows[1:MAX_PROPOSALS],
         )
         # Weights correct for what the guide misses of the solution, which its regression on the statistics does not; but
-        # they are fewer draws. A tenth of what is missed is taken to lie along the statistics.
-        if residual is not None and certificate.tilted and certificate.ess > max(1000.0, 100.0 / max(residual, 1e-9)):
+        # they are fewer draws.
+        enough = max(MIN_WEIGHTED, 1.0 / (BIASED_PART * max(residual or 0.0, 1e-9)))
+        if residual is not None and certificate.tilted and certificate.ess > enough:
             eta = certificate.eta
     return Result(
         problem=problem,

@@ -14,7 +14,7 @@ from ._html import escape, table
 from ._property import Constraint, EmergentProperty
 from ._registry import Provider, Registry
 from ._simulator import Simulator
-from ._types import AbstractSites, Key, Moments, Scalar, Unconstrained
+from ._types import AbstractSites, Key, Moments, Scalar, Sites, Unconstrained
 
 if TYPE_CHECKING:
     from ._check import CheckReport
@@ -122,6 +122,14 @@ class Problem(eqx.Module):
         log_base = draw.log_det + (draw.log_prior if self.base == "prior" else 0.0)
         finite = jnp.all(jnp.isfinite(moments)) & jnp.isfinite(log_base)
         return Evaluation(log_base, draw.log_det, moments, finite)
+
+    def mean_moments(self, keys: Array, values: Sites) -> Moments:
+        """Mean of the moments over one simulation a key, all at these constrained parameters."""
+
+        def moments(key: Key) -> Moments:
+            return self.property.moments(self.property.values(self.simulator.simulate(key, values).sites))
+
+        return jnp.mean(jax.vmap(moments)(keys), axis=0)
 
     def check(self, key: Key) -> "CheckReport":
         """Look for what can go wrong in a fit: see `numpyro_epi._check.check`. Print the report."""

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import re
-import tempfile
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,12 +49,16 @@ def report(exported: Any, path: str | os.PathLike[str], *, overwrite: bool = Fal
         raise ValueError(f"Expected a path that ends in .html; got {path}.")
     if path.exists() and not overwrite:
         raise ValueError(f"Expected an output that does not exist; got {path}. Pass overwrite=True, or another path.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
     text = _page(as_datatree(exported))
     # Written aside and renamed: a report is whole or not there.
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".html", delete=False, encoding="utf-8") as aside:
-        aside.write(text)
-    os.chmod(aside.name, 0o644)
-    os.replace(aside.name, path)
+    aside = path.with_name(f".{uuid.uuid4().hex}.partial")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 
@@ -117,20 +121,10 @@ def _parameters(tree: xr.DataTree) -> str:
     rows = []
     for name, values in list(draws.items())[:50]:
         low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95])
-        share = (
-            f"{np.nanstd(values) / np.nanstd(prior[name]):.2f}" if name in prior and np.nanstd(prior[name]) > 0 else "-"
-        )
-        rows.append(
-            (
-                name,
-                f"{np.nanmean(values):.4g}",
-                f"{np.nanstd(values):.4g}",
-                f"{low:.4g}",
-                f"{middle:.4g}",
-                f"{high:.4g}",
-                share,
-            )
-        )
+        of_prior = np.nanstd(prior[name]) if name in prior else 0.0
+        numbers = (np.nanmean(values), np.nanstd(values), low, middle, high)
+        share = f"{np.nanstd(values) / of_prior:.2f}" if of_prior > 0 else "-"
+        rows.append((name, *(f"{number:.4g}" for number in numbers), share))
     note = [f"The first 50 of {len(draws)} numbers."] if len(draws) > 50 else []
     header = ("parameter", "mean", "standard deviation", "5 %", "median", "95 %", "spread over the prior's")
     return table(header, rows) + paragraphs(note)
@@ -148,9 +142,8 @@ def _directions(tree: xr.DataTree) -> str:
     scale = np.where(spread > 0, spread, np.where(own > 0, own, 1.0))
     variances, vectors = np.linalg.eigh(np.cov(columns.T / scale[:, None]))
     count = min(len(names), NUM_DIRECTIONS)
-    rows = [(f"{np.sqrt(max(variances[i], 0.0)):.3g}", _combination(vectors[:, i], names)) for i in range(count)]
-    beyond = range(max(count, len(names) - NUM_DIRECTIONS), len(names))
-    rows += [(f"{np.sqrt(max(variances[i], 0.0)):.3g}", _combination(vectors[:, i], names)) for i in beyond]
+    ends = [*range(count), *range(max(count, len(names) - NUM_DIRECTIONS), len(names))]
+    rows = [(f"{np.sqrt(max(variances[i], 0.0)):.3g}", _combination(vectors[:, i], names)) for i in ends]
     unit = (
         "the prior's standard deviations"
         if np.all(spread > 0)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions import biject_to
 
@@ -141,6 +141,15 @@ class Simulator(eqx.Module):
         self._require(values)
         place = {name: jnp.asarray(values[name]) for name in self.names}
         return self._unconstrain(self._trace(jax.random.key(0), lambda site: place.get(site["name"])))
+
+    def split(self, flat: Float[Array, "P ..."]) -> dict[str, Array]:
+        """Undo the flattening of constrained values: by site, with the trailing axes that the numbers have."""
+        values, start = {}, 0
+        for parameter in self.parameters:
+            size = math.prod(parameter.shape)
+            values[parameter.name] = flat[start : start + size].reshape(*parameter.shape, *flat.shape[1:])
+            start += size
+        return values
 
     def batch_shape(self, values: Sites) -> tuple[int, ...]:
         """Leading shape that the parameters' constrained values have in common.

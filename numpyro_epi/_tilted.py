@@ -29,7 +29,7 @@ from ._dual import DualSolution
 from ._keys import key_from_text
 from ._problem import Problem
 from ._result import Result
-from ._types import Draws, Key, Moments, Scalar, Sites, Unconstrained
+from ._types import Draws, Key, Moments, Scalar, Unconstrained
 
 NUM_SIMULATIONS = 32
 """Simulations of each parameter set that stand for ``E[T | z]`` where the simulator has noise of its own."""
@@ -74,7 +74,7 @@ def tilted_model(result: Result, *, num_simulations: int = NUM_SIMULATIONS) -> C
         values = _sample_parameters(problem)
         # Simulations are the factor's own business: no handler outside may see or seed their sites.
         with handlers.block():
-            moments = _mean_moments(problem, keys, values)
+            moments = problem.mean_moments(keys, values)
         numpyro.factor("epi", -eta @ (moments - problem.target))
 
     return model
@@ -190,13 +190,6 @@ def _sample_parameters(problem: Problem) -> dict[str, Array]:
     based = visible if problem.base == "prior" else handlers.mask(visible, mask=False)
     trace = handlers.trace(based).get_trace(*simulator.args, **simulator.kwargs)
     return {name: trace[name]["value"] for name in simulator.names}
-
-
-def _mean_moments(problem: Problem, keys: Array, values: Sites) -> Moments:
-    def moments(key: Key) -> Moments:
-        return problem.property.moments(problem.property.values(problem.simulator.simulate(key, values).sites))
-
-    return jnp.mean(jax.vmap(moments)(keys), axis=0)
 
 
 def _check_simulations(num_simulations: int) -> None:

@@ -202,6 +202,50 @@ def test_small_dents_make_no_modes():
     assert len(density.modes(jax.random.key(0), depth=0.05)) == 2
 
 
+class BumpyRing(AbstractUnconstrained):
+    """Radius 3, spread 0.2, with three summits between which log density falls by 0.4."""
+
+    problem: Problem
+
+    def log_prob(self, unconstrained):
+        x, y = unconstrained
+        return -0.5 * ((jnp.hypot(x, y) - 3) / 0.2) ** 2 + 0.2 * jnp.cos(3 * jnp.arctan2(y, x))
+
+    def draw(self, key, count):
+        angle_key, radius_key = jax.random.split(key)
+        angle = jax.random.uniform(angle_key, (count,), maxval=2 * jnp.pi)
+        radius = 3 + 0.2 * jax.random.normal(radius_key, (count,))
+        return radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+
+
+def test_summits_are_joined_by_ways_that_bend():
+    """Straight lines between the summits pass 1.5 from the centre, 28 nats deep."""
+    problem = EXACT["ring"]().problem
+    density = Density(problem, BumpyRing(problem))
+    (mode,) = density.modes(jax.random.key(0))
+    assert mode.share == 1.0
+    assert len(density.modes(jax.random.key(0), depth=0.2)) == 3
+
+
+def test_difference_quotients_step_by_each_direction_s_own_spread():
+    """Parameters a millionfold apart: a sine of the small one is followed, and the floor of the large one."""
+
+    @epi.statistic(name="wave", differentiable=False)
+    def wave(sites):
+        return jnp.sin(sites["small"] / 1e-3) + jnp.floor(sites["large"])
+
+    def model():
+        numpyro.sample("small", dist.Normal(0.0, 1e-3))
+        numpyro.sample("large", dist.Normal(0.0, 1e3))
+
+    problem = Problem(model, epi.EmergentProperty(epi.Target(wave, mean=0.0)))
+    known_draws = {"small": dist.Normal(0.0, 1e-3), "large": dist.Normal(0.0, 1e3)}
+    found = Density(problem, Known(problem, known_draws)).sensitivity(jax.random.key(0), {"small": 0.0, "large": 0.5})
+    along = dict(zip(np.argmax(np.abs(found["vector"].values), axis=1), found["response"].values[:, 0], strict=True))
+    assert along[0] == pytest.approx(1e3, rel=0.01)
+    assert along[1] == pytest.approx(1.0, rel=0.02)
+
+
 @pytest.mark.parametrize(
     ("prior", "density"),
     [(dist.Uniform(0, 1), dist.Beta(3.0, 1.0)), (dist.LogNormal(0, 1), dist.Exponential(2.0))],

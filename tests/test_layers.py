@@ -15,9 +15,9 @@ import numpyro_epi
 PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
     ("_types", "_keys", "_registry", "_html"),
-    ("statistics", "signals", "multipliers", "flows", "_simulator"),
+    ("statistics", "signals", "multipliers", "flows", "_simulator", "_summits"),
     ("_property", "_problem", "_guide", "_check"),
-    ("objectives", "_outcome", "_density", "_result"),
+    ("objectives", "_outcome", "_responses", "_density", "_result"),
     (
         "_loop",
         "_fresh",
