@@ -48,16 +48,13 @@ def main():
 
 
 def conditional_modes(result):
-    """Modes at fixed noise of P, and the steepest direction of log q at each, its E part positive."""
+    """Modes at fixed noise of P, and the steepest direction of log q in the plane of E and P at each, its E part positive."""
     largest = float(np.quantile(result.sample(jax.random.key(2), (2000,))["sigma"][:, 1], 0.9))
     path = result.density.conditional_modes(jax.random.key(3), "sigma[1]", np.linspace(0.1, 1.0, 5) * largest)
     modes = np.array([mode.values["sigma"] for mode in path], float)
-    vectors = []
-    for mode in path:
-        found = result.density.sensitivity(jax.random.key(4), mode.values)
-        vector = found["vector"].values[0]
-        vectors.append(vector * np.sign(vector[0]))
-    return modes, np.array(vectors)
+    hessians = np.asarray(result.density.hessian({"sigma": modes})["sigma"]["sigma"], float)
+    vectors = np.linalg.eigh(hessians[:, :2, :2])[1][:, :, 0]
+    return modes, vectors * np.sign(vectors[:, :1])
 
 
 def draw(results, draws, paths):
@@ -68,7 +65,7 @@ def draw(results, draws, paths):
     ):
         left.scatter(*SCALE * found[:1000, :2].T, s=3, alpha=0.4, color=color, label=f"{frequency:g} Hz")
         left.plot(*SCALE * modes[:, :2].T, "k*", markersize=8)
-        left.quiver(*SCALE * modes[:, :2].T, *vectors[:, :2].T, color="k", scale=10, width=0.005)
+        left.quiver(*SCALE * modes[:, :2].T, *vectors.T, color="k", scale=10, width=0.005)
         for columns, style in (([0, 1], "-"), ([2, 3], ":")):
             sums = np.sum(np.square(SCALE * found[:, columns]), axis=1)
             name = "E² + P²" if style == "-" else "S² + V²"
@@ -83,7 +80,8 @@ def draw(results, draws, paths):
     middle.set(xlabel="sum of squares (1e-6)", title="What fluctuation tells apart")
     right.set(xlabel="fluctuation of the excitatory rate (Hz)", title="Fresh simulations")
     for axis in (left, middle, right):
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper right")
+    right.set_ylim(0, 0.55)
     return figure
 
 
