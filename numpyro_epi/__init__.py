@@ -12,7 +12,7 @@ from ._certificate import certify
 from ._chains import ChainSettings
 from ._density import Density, Mode
 from ._dual import DualSolution, solve_dual
-from ._fit import fit
+from ._fit import fit, resume
 from ._fresh import bittner2021_test
 from ._guide import AutoFlow
 from ._outcome import STATUS, Certificate, Restarts
@@ -60,6 +60,7 @@ __all__ = [
     "plot_statistics",
     "read_arviz",
     "report",
+    "resume",
     "signals",
     "solve_dual",
     "starts",

@@ -46,8 +46,10 @@ def build_flow(key: Key, builder: flows.FlowBuilder, dim: int, components: int) 
     return share_programs(flows.with_affine(built, jnp.zeros(dim), jnp.eye(dim)))
 
 
-def begin_flow(key: Key, builder: flows.FlowBuilder, begin: starts.Start, dim: int) -> AbstractDistribution:
-    """Move a new flow to the start's draws."""
+def begin_flow(
+    key: Key, builder: flows.FlowBuilder, begin: starts.Start, dim: int, *, is_fitted: bool = False
+) -> AbstractDistribution:
+    """Move a new flow to the start's draws; where it ``is_fitted`` elsewhere, its fixed arrays alone will be used."""
     build_key, fit_key = jax.random.split(key)
     components = num_components(begin)
     built = build_flow(build_key, builder, dim, components)
@@ -59,7 +61,7 @@ def begin_flow(key: Key, builder: flows.FlowBuilder, begin: starts.Start, dim: i
         whitened = np.linalg.solve(cholesky, (draws - loc).T).T
         inner = flows.with_mixture_base(inner, *_clusters(whitened, components))
     moved = share_programs(flows.with_affine(inner, jnp.asarray(loc, float), jnp.asarray(cholesky, float)))
-    return _fit_draws(fit_key, moved, begin.draws) if begin.fit_draws else moved
+    return _fit_draws(fit_key, moved, begin.draws) if begin.fit_draws and not is_fitted else moved
 
 
 def _clusters(draws: np.ndarray, count: int) -> tuple[Array, Array, Array]:

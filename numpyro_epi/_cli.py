@@ -20,6 +20,9 @@ from ._registry import Provider
 DONE, NOT_SATISFIED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 """Exit codes; the last is the shell's for a program stopped by control-C."""
 
+CUT_BY = {"SIGINT": INTERRUPTED, "SIGTERM": 143}
+"""Exit codes of a fit that a signal cut short, as a shell gives them: 128 and the signal's number."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program.
@@ -28,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process by default.
 
     Returns:
-        The exit code: 0 satisfied, 1 finished but not satisfied, 2 user error, 130 interrupted.
+        The exit code: 0 satisfied, 1 finished but not satisfied, 2 user error, 130 interrupted, 143 terminated.
 
     Raises:
         SystemExit: By argparse, with code 2 for arguments it cannot read and 0 for ``--help``.
@@ -63,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         (_list, None),
         (_check, _add_check_arguments),
         (_fit, _add_fit_arguments),
+        (_resume, _add_resume_arguments),
         (_plot, _add_plot_arguments),
         (_report, _add_report_arguments),
     ):
@@ -96,6 +100,19 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", dest="max_steps", metavar="N", type=_count, help="most optimiser steps")
     parser.add_argument("--num-draws", metavar="N", type=_count, help="draws a step")
     parser.add_argument("--restarts", dest="num_restarts", metavar="N", type=_count, help="flows fitted at once")
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        type=Path,
+        help="what resume goes on from, till the result is saved (default: OUT.ckpt)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def _add_resume_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="CHECKPOINT", type=Path, help="left by a fit that was stopped")
+    parser.add_argument("--out", metavar="FILE", type=Path, help="result (default: CHECKPOINT without .ckpt)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the result if it exists")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
@@ -169,17 +186,48 @@ def _fit(arguments: argparse.Namespace) -> int:
     import jax
 
     from . import fit
+    from ._checkpoint import remove
 
     problem = _problem(arguments)
     path = arguments.out or Path(f"{_file_name(problem.name)}.nc")
     _check_output(path, overwrite=arguments.overwrite)
     options = {name: getattr(arguments, name) for name in ("max_steps", "num_draws", "num_restarts")}
     given = {name: option for name, option in options.items() if option is not None}
+    checkpoint = arguments.checkpoint or _beside(path)
+    if arguments.overwrite:
+        remove(checkpoint)
     if arguments.quiet:
         given["progress"] = False
-    result = fit(jax.random.key(arguments.seed), problem, **given)
+    found = fit(jax.random.key(arguments.seed), problem, checkpoint=checkpoint, **given)
+    return _finished(found, path, checkpoint, overwrite=arguments.overwrite)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    """Go on with a fit that was stopped, to the result that it would have had."""
+    from . import resume
+    from ._checkpoint import read
+
+    checkpoint = arguments.file
+    path = arguments.out or checkpoint.with_suffix("")
+    if path == checkpoint:
+        raise ValueError(f"Expected a checkpoint that ends in .ckpt, or --out; got {checkpoint}.")
+    _check_output(path, overwrite=arguments.overwrite)
+    origin = read(checkpoint).about["origin"]
+    # A registered problem, or none that is known, is for `resume` to find; one of a file is found here.
+    problem = _asked_for(*origin) if origin and ".py:" in origin[0] else None
+    found = resume(checkpoint, problem, progress=False if arguments.quiet else None)
+    return _finished(found, path, checkpoint, overwrite=arguments.overwrite)
+
+
+def _finished(result: Any, path: Path, checkpoint: Path, *, overwrite: bool) -> int:
+    from ._checkpoint import remove
+
     print(result)
-    print(f"Saved {_save(result, path, overwrite=arguments.overwrite)}")
+    if cut_by := result.settings["cut_by"]:
+        print(f"Go on with it: numpyro-epi resume {checkpoint}")
+        return CUT_BY[cut_by]
+    print(f"Saved {_save(result, path, overwrite=overwrite)}")
+    remove(checkpoint)
     return DONE if bool(result.satisfied) else NOT_SATISFIED
 
 
@@ -250,19 +298,27 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _problem(arguments: argparse.Namespace) -> Any:
-    from ._problem import get_problem
-
     settings = dict(arguments.settings)
     if len(settings) < len(arguments.settings):
         raise ValueError(f"Expected each --set key once; got {[key for key, _ in arguments.settings]}.")
-    path, colon, name = arguments.problem.rpartition(":")
-    if arguments.problem.endswith(".py"):
-        raise ValueError(
-            f"Expected path/to/file.py:name; got {arguments.problem!r}, which names no object of the file."
-        )
+    return _problem_of(arguments.problem, settings)
+
+
+def _problem_of(given: str, settings: dict[str, Any]) -> Any:
+    from ._problem import get_problem, with_origin
+
+    path, colon, name = given.rpartition(":")
+    if given.endswith(".py"):
+        raise ValueError(f"Expected path/to/file.py:name; got {given!r}, which names no object of the file.")
     if colon and path.endswith(".py"):
-        return _from_file(Path(path), name, settings)
-    return get_problem(arguments.problem, **settings)
+        return with_origin(_from_file(Path(path), name, settings), f"{Path(path).resolve()}:{name}", settings)
+    return get_problem(given, **settings)
+
+
+def _asked_for(given: str, settings: str) -> Any:
+    from ._problem import origin_arguments
+
+    return _problem_of(given, origin_arguments(settings))
 
 
 def _from_file(path: Path, name: str, settings: dict[str, Any]) -> Any:
@@ -309,6 +365,10 @@ def _import_file(path: Path) -> Any:
 
 def _file_name(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.name}.ckpt")
 
 
 def _check_output(path: Path, *, overwrite: bool) -> None:

@@ -1,9 +1,11 @@
-"""The run around the compiled loop: start, chunks with progress and early stop, and a verdict on fresh draws."""
+"""The run around the compiled loop: start, chunks, and a verdict on fresh draws; afresh or from a checkpoint."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -12,24 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flowjax.distributions import AbstractDistribution
-from tqdm.auto import tqdm
 
 from . import _optimizer, flows, objectives, starts
 from ._begin import begin_flow, num_components
 from ._certificate import assess, cost
+from ._checkpoint import Keeper, Saved, compare, describe, read
+from ._chunks import NUM_CHUNKS, Chunks, run_chunks, violations
 from ._fresh import measure
-from ._keys import checked_key, key_text
+from ._keys import checked_key, key_from_text, key_text
 from ._loop import EpochRecord, Loop, LoopState, partition
 from ._outcome import STATUS, Verdict
-from ._problem import Problem, check_budget
+from ._problem import Problem, check_budget, get_problem, origin_arguments
 from ._restarts import Candidates, Fleet, rank
 from ._result import Result
+from ._stop import StopRequest
 from ._types import Key, Metric, Moments
 from .multipliers import AbstractMultiplierRule, Natural
 from .objectives import AbstractObjective, Anchored
-
-NUM_CHUNKS = 20
-"""Times a run may report, stop early or be interrupted."""
 
 FRESH_BATCHES = 80
 """Batches of the verdict: with 500 draws each, a mean's 95 % interval is 0.01 standard deviations wide on either side."""
@@ -57,9 +58,8 @@ MAX_PROPOSALS = 4
 MAX_CERTIFICATE_SHARE = 0.2
 """Most model runs of a certificate that nobody asked for, as a share of the loop's own."""
 
-CLOSE_SLACK = 0.004
-"""Variance of ``log q - log base + eta . T``, nats^2, at which a guide within tolerance is as good as it needs be: for a
-nearly exact guide KL is half of it."""
+MORE = 4
+"""Times as many batches where a verdict's interval crosses the tolerance that its mean is within."""
 
 
 def fit(
@@ -77,8 +77,13 @@ def fit(
     tolerance: float = 0.05,
     certify: bool | None = None,
     progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 30.0,
 ) -> Result:
     """Find the maximum-entropy distribution of a problem's parameters that has its emergent property.
+
+    Control-C, or SIGTERM, is answered when the steps that are being computed are done, by the result so far, whose status is
+    ``interrupted``; a second one acts at once.
 
     Args:
         key: Random key, ``jax.random.key(seed)``; the same key gives the same result.
@@ -99,106 +104,265 @@ def fit(
         certify: Estimate at the end how far the answer can be from the optimum; by default where that takes at most a fifth
             of the simulations that the run has taken.
         progress: Show a progress bar; by default only on a terminal.
+        checkpoint: File that the run can be resumed from, see `resume`. It must not exist yet, and stays when the run is done.
+        every: Seconds between two checkpoints, at least; a twentieth of the steps where those take longer.
 
     Returns:
         What was found, whatever the outcome; see `Result.status`.
 
     Raises:
         TypeError: If ``problem`` is not a `Problem` or ``key`` not a random key.
-        ValueError: If a number is out of range, or the flow does not fit the problem.
+        ValueError: If a number is out of range, the flow does not fit the problem, or the checkpoint exists or is being
+            written by another run.
     """
     began = time.perf_counter()
     key = checked_key(key)
     _check_arguments(problem, tolerance)
-    num_draws = problem.num_draws if num_draws is None else num_draws
-    max_steps = problem.max_steps if max_steps is None else max_steps
-    check_budget(num_draws=num_draws, max_steps=max_steps, num_restarts=num_restarts)
-    keys = jax.random.split(key, 5)
-    begin = (starts.default(problem) if start is None else start)(keys[0], problem)
-    objective = objectives.default(problem) if objective is None else objective
-    if begin.eta is not None:
-        objective = Anchored(objective, begin.draws)
-    optimizer = optimizer or _optimizer.default(max_steps)
-    annealed = rule.anneals and begin.eta is None
-    anneal_steps = int(0.6 * max_steps) if annealed else 0
-    memory = max(1, max_steps // AVERAGED_PART)
-    settings = _Settings(problem, objective, rule, optimizer, num_draws, anneal_steps, memory)
-    begun = [
-        settings.begin(begin_flow(one[1], flow, begin, problem.dim), begin, one)
-        for one in _restart_keys(keys, num_restarts)
-    ]
-    fleet = Fleet.of([loop for loop, _, _ in begun])
-    budget = max_steps if all(finite_share > 0 for *_, finite_share in begun) else 0
-    verdict_key = jax.random.fold_in(keys[2], 1)
-
-    def judge(states: list[LoopState], epochs: int) -> list[Verdict]:
-        # Every look at the run takes draws of its own.
-        key = jax.random.fold_in(verdict_key, epochs)
-        return [measure(problem, f, key, FRESH_BATCHES, num_draws).verdict() for f in fleet.flows(states)]
-
-    states, records, verdicts = _run(
-        fleet, [state for _, state, _ in begun], budget, judge, tolerance=tolerance, progress=_shows(progress)
+    budget = {
+        "num_draws": problem.num_draws if num_draws is None else num_draws,
+        "max_steps": problem.max_steps if max_steps is None else max_steps,
+        "num_restarts": num_restarts,
+    }
+    check_budget(**budget)
+    plan = _Plan(
+        key, problem, _Method(flow, start, objective, rule, optimizer), **budget, tolerance=tolerance, certify=certify
     )
-    statuses = [_status(problem, v, r, tolerance) for v, r in zip(verdicts, records, strict=True)]
-    late = [_late_multipliers(state, record) for state, record in zip(states, records, strict=True)]
-    eta = np.asarray(begin.eta if begin.eta is not None else np.median(late, axis=0), float)
-    found = Candidates(fleet.flows(states), verdicts, statuses)
-    restarts = None
-    if num_restarts > 1:
-        found, restarts = rank(
-            jax.random.fold_in(keys[2], 4), problem, found, eta, measure_with=(FRESH_BATCHES, num_draws)
+    with _keeper(checkpoint, every, new=True) as keeper:
+        return plan.run(plan.begin(), None, keeper, began=began, progress=_shows(progress))
+
+
+def resume(
+    checkpoint: str | os.PathLike[str],
+    problem: Problem | None = None,
+    *,
+    flow: flows.FlowBuilder = flows.default,
+    start: starts.AbstractStart | None = None,
+    objective: AbstractObjective | None = None,
+    rule: AbstractMultiplierRule = Natural(),
+    optimizer: optax.GradientTransformation | None = None,
+    progress: bool | None = None,
+    every: float = 30.0,
+) -> Result:
+    """Go on with a run from its last checkpoint: on the same machine, with the same versions, to the very same result.
+
+    A file that was cut off or damaged is refused, and the checkpoint before it is taken.
+
+    Args:
+        checkpoint: The file that `fit` was given.
+        problem: The question; may be left out where it came from `get_problem`.
+        flow: What `fit` was given, as are the next four; numbers are in the file.
+        start: See ``flow``.
+        objective: See ``flow``.
+        rule: See ``flow``.
+        optimizer: See ``flow``.
+        progress: Show a progress bar; by default only on a terminal.
+        every: Seconds between two checkpoints, at least.
+
+    Returns:
+        The result that the run would have had.
+
+    Raises:
+        FileNotFoundError: If there is no checkpoint.
+        ValueError: If it is damaged, of another problem, method, version of the format or width of numbers, or belongs to
+            a run that is still going on.
+    """
+    began = time.perf_counter()
+    saved = read(checkpoint)
+    about = saved.about
+    if problem is None:
+        problem = _asked_for_again(about["origin"], checkpoint)
+    method = _Method(flow, start, objective, rule, optimizer)
+    plan = _Plan(key_from_text(about["key"]), problem, method, **about["numbers"])
+    compare(saved, plan.about())
+    with _keeper(checkpoint, every, new=False) as keeper:
+        eta = saved.arrays.get("begin.eta")
+        begin = starts.Start(
+            draws=jnp.asarray(saved.arrays["begin.draws"]),
+            fit_draws=about["begin"]["fit_draws"],
+            eta=None if eta is None else jnp.asarray(eta),
+            message=about["begin"]["message"],
         )
-    fitted, verdict, status = found.flows[0], found.verdicts[0], found.statuses[0]
-    if restarts is not None and restarts.mixed:
-        status = _status(problem, verdict, records[restarts.chosen], tolerance)
-    steps = int(states[0].step)
-    residual = None
-    if begin.eta is None and status is STATUS.satisfied:
-        num_batches = max(FRESH_BATCHES, steps // STEPS_PER_BATCH)
-        shown = measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws)
-        read, residual = shown.multipliers(problem.target)
-        eta = read if residual < MAX_DISTANCE else eta
-    certificate = None
-    proposals = 1 + min(len(found.flows), MAX_PROPOSALS) + (begin.eta is not None)
-    simulations = num_restarts * steps * num_draws
-    if _certifies(certify, problem, proposals, simulations=simulations) and np.all(np.isfinite(eta)):
-        certificate = assess(
-            jax.random.fold_in(keys[2], 3),
+        began -= about["seconds"]
+        return plan.run(begin, saved, keeper, began=began, progress=_shows(progress))
+
+
+class _Method(NamedTuple):
+    """How a run was asked to go about it, as given."""
+
+    flow: flows.FlowBuilder
+    start: starts.AbstractStart | None
+    objective: AbstractObjective | None
+    rule: AbstractMultiplierRule
+    optimizer: optax.GradientTransformation | None
+
+    def described(self) -> dict[str, str]:
+        """In words that are the same in another process; an optimiser is functions, and only known to be one's own."""
+        return {
+            "flow": repr(self.flow)
+            if isinstance(self.flow, eqx.Module)
+            else getattr(self.flow, "__qualname__", "a flow"),
+            "start": repr(self.start),
+            "objective": repr(self.objective),
+            "rule": repr(self.rule),
+            "optimizer": "the default" if self.optimizer is None else "one that was given",
+        }
+
+
+class _Plan(NamedTuple):
+    """A run before its first step: all that its result depends on."""
+
+    key: Key
+    problem: Problem
+    method: _Method
+    num_draws: int
+    max_steps: int
+    num_restarts: int
+    tolerance: float
+    certify: bool | None
+
+    def about(self) -> dict[str, Any]:
+        numbers = {name: getattr(self, name) for name in self._fields[3:]}
+        return {**describe(self.problem, self.method.described()), "key": key_text(self.key), "numbers": numbers}
+
+    def begin(self) -> starts.Start:
+        start = starts.default(self.problem) if self.method.start is None else self.method.start
+        return start(jax.random.split(self.key, 5)[0], self.problem)
+
+    def run(
+        self, begin: starts.Start, saved: Saved | None, keeper: Keeper | None, *, began: float, progress: bool
+    ) -> Result:
+        """All that comes after the start."""
+        keys = jax.random.split(self.key, 5)
+        fleet, run, budget = self._launch(keys, begin, saved)
+        about = self.about() if keeper is not None else {}
+
+        def judge(states: list[LoopState], chunk: int, num_batches: int = FRESH_BATCHES) -> list[Verdict]:
+            # Every look at the run takes draws of its own.
+            key = jax.random.fold_in(jax.random.fold_in(keys[2], 1), chunk)
+            return [measure(self.problem, f, key, num_batches, self.num_draws).verdict() for f in fleet.flows(states)]
+
+        def keep(run: Chunks, now: bool) -> None:
+            if keeper is not None:
+                arrays = {"begin.draws": np.asarray(begin.draws)} | run.arrays()
+                arrays |= {} if begin.eta is None else {"begin.eta": np.asarray(begin.eta)}
+                start = {"fit_draws": begin.fit_draws, "message": begin.message}
+                seconds = time.perf_counter() - began
+                keeper.save({**about, "begin": start, "chunks": len(run.found), "seconds": seconds}, arrays, now=now)
+
+        with StopRequest() as stop:
+            run, verdicts, is_cut = run_chunks(
+                fleet, run, budget, judge, keep, stop, tolerance=self.tolerance, progress=progress
+            )
+        states = fleet.split(run.state)
+        if not is_cut:
+            verdicts = _looked_at_again(
+                self.problem, verdicts, self.tolerance, lambda: judge(states, NUM_CHUNKS + 1, MORE * FRESH_BATCHES)
+            )
+        return self._finish(keys, begin, fleet, run, verdicts, stop.signal_name if is_cut else "", began)
+
+    def _launch(self, keys: Key, begin: starts.Start, saved: Saved | None) -> tuple[Fleet, Chunks, int]:
+        """The compiled loop, where it stands, and the steps that it may take."""
+        problem, method, is_known = self.problem, self.method, saved is not None
+        objective = objectives.default(problem) if method.objective is None else method.objective
+        annealed = method.rule.anneals and begin.eta is None
+        settings = _Settings(
             problem,
-            fitted,
-            eta,
-            solution=begin.draws if begin.eta is not None else None,
-            others=found.flows[1:MAX_PROPOSALS],
+            objective if begin.eta is None else Anchored(objective, begin.draws),
+            method.rule,
+            method.optimizer or _optimizer.default(self.max_steps),
+            self.num_draws,
+            anneal_steps=int(0.6 * self.max_steps) if annealed else 0,
+            memory=max(1, self.max_steps // AVERAGED_PART),
         )
-        # Weights correct for what the guide misses of the solution, which its regression on the statistics does not; but
-        # they are fewer draws.
-        enough = max(MIN_WEIGHTED, 1.0 / (BIASED_PART * max(residual or 0.0, 1e-9)))
-        if residual is not None and certificate.tilted and certificate.ess > enough:
-            eta = certificate.eta
-    return Result(
-        problem=problem,
-        flow=fitted,
-        status=status,
-        verdict=verdict,
-        eta=np.asarray(eta, float),
-        records=_history(records[restarts.chosen if restarts else 0], problem),
-        settings={
-            "num_draws": num_draws,
-            "max_steps": max_steps,
-            "steps": steps,
-            "tolerance": tolerance,
-            "num_restarts": num_restarts,
-            "start_message": begin.message,
-            "flow": repr(flow) if isinstance(flow, eqx.Module) else getattr(flow, "__qualname__", repr(flow)),
-            "rule": repr(rule),
-            "num_components": num_components(begin),
-            "num_mixed": restarts.num_mixed if restarts else 1,
-        },
-        seconds=time.perf_counter() - began,
-        seed=key_text(key),
-        certificate=certificate,
-        restarts=restarts,
-    )
+        begun = []
+        for one in _restart_keys(keys, self.num_restarts):
+            flow = begin_flow(one[1], method.flow, begin, problem.dim, is_fitted=is_known)
+            begun.append(settings.begin(flow, begin, one, is_known=is_known))
+        fleet = Fleet.of([loop for loop, _, _ in begun])
+        run = Chunks(fleet.stack([state for _, state, _ in begun]), [])
+        if saved is not None:
+            run = Chunks.read(saved.arrays, run.state, saved.about["chunks"], self.num_restarts)
+        return fleet, run, self.max_steps if all(finite_share > 0 for *_, finite_share in begun) else 0
+
+    def _finish(
+        self,
+        keys: Key,
+        begin: starts.Start,
+        fleet: Fleet,
+        run: Chunks,
+        verdicts: list[Verdict],
+        cut_by: str,
+        began: float,
+    ) -> Result:
+        """Multipliers, certificate, and the choice among restarts; a run that a signal cut short gets no certificate."""
+        problem, num_draws, tolerance = self.problem, self.num_draws, self.tolerance
+        states, records = fleet.split(run.state), run.records(self.num_restarts)
+        statuses = [_status(problem, v, r, tolerance) for v, r in zip(verdicts, records, strict=True)]
+        late = [_late_multipliers(state, record) for state, record in zip(states, records, strict=True)]
+        eta = np.asarray(begin.eta if begin.eta is not None else np.median(late, axis=0), float)
+        found = Candidates(fleet.flows(states), verdicts, statuses)
+        restarts = None
+        if self.num_restarts > 1:
+            found, restarts = rank(
+                jax.random.fold_in(keys[2], 4), problem, found, eta, measure_with=(FRESH_BATCHES, num_draws)
+            )
+        fitted, verdict, status = found.flows[0], found.verdicts[0], found.statuses[0]
+        if restarts is not None and restarts.mixed:
+            status = _status(problem, verdict, records[restarts.chosen], tolerance)
+        steps = int(states[0].step)
+        residual = None
+        if begin.eta is None and status is STATUS.satisfied:
+            num_batches = max(FRESH_BATCHES, steps // STEPS_PER_BATCH)
+            shown = measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws)
+            shown_eta, residual = shown.multipliers(problem.target)
+            eta = shown_eta if residual < MAX_DISTANCE else eta
+        certificate = None
+        proposals = 1 + min(len(found.flows), MAX_PROPOSALS) + (begin.eta is not None)
+        simulations = self.num_restarts * steps * num_draws
+        status = STATUS.interrupted if cut_by else status
+        if (
+            not cut_by
+            and _certifies(self.certify, problem, proposals, simulations=simulations)
+            and np.all(np.isfinite(eta))
+        ):
+            certificate = assess(
+                jax.random.fold_in(keys[2], 3),
+                problem,
+                fitted,
+                eta,
+                solution=begin.draws if begin.eta is not None else None,
+                others=found.flows[1:MAX_PROPOSALS],
+            )
+            # Weights correct for what the guide misses of the solution, which its regression on the statistics does not; but
+            # they are fewer draws.
+            enough = max(MIN_WEIGHTED, 1.0 / (BIASED_PART * max(residual or 0.0, 1e-9)))
+            if residual is not None and certificate.tilted and certificate.ess > enough:
+                eta = certificate.eta
+        return Result(
+            problem=problem,
+            flow=fitted,
+            status=status,
+            verdict=verdict,
+            eta=np.asarray(eta, float),
+            records=_history(records[restarts.chosen if restarts else 0], problem),
+            settings={
+                "num_draws": num_draws,
+                "max_steps": self.max_steps,
+                "steps": steps,
+                "tolerance": tolerance,
+                "num_restarts": self.num_restarts,
+                "start_message": begin.message,
+                "flow": self.method.described()["flow"],
+                "rule": repr(self.method.rule),
+                "num_components": num_components(begin),
+                "num_mixed": restarts.num_mixed if restarts else 1,
+                "cut_by": cut_by,
+            },
+            seconds=time.perf_counter() - began,
+            seed=key_text(self.key),
+            certificate=certificate,
+            restarts=restarts,
+        )
 
 
 class _Settings(NamedTuple):
@@ -212,16 +376,25 @@ class _Settings(NamedTuple):
     anneal_steps: int
     memory: int
 
-    def begin(self, flow: AbstractDistribution, begin: starts.Start, keys: Key) -> tuple[Loop, LoopState, float]:
-        """The loop and first state of one restart, and the share of its first draws that are finite."""
+    def begin(
+        self, flow: AbstractDistribution, begin: starts.Start, keys: Key, *, is_known: bool
+    ) -> tuple[Loop, LoopState, float]:
+        """The loop and first state of one restart, and the share of its first draws that are finite.
+
+        Where the state ``is_known`` nothing is measured, and only the state's structure means something.
+        """
         parameters, static = partition(flow)
-        first = measure(self.problem, flow, keys[2], START_BATCHES, self.num_draws)
+        size = len(self.problem.constraints)
+        mean, covariance, finite_share = np.zeros(size), np.eye(size), 1.0
+        if not is_known:
+            first = measure(self.problem, flow, keys[2], START_BATCHES, self.num_draws)
+            mean, covariance, finite_share = first.mean, first.covariance, first.finite_share
         state = LoopState(
             parameters=parameters,
             averaged=parameters,
             optimizer=self.optimizer.init(parameters),
-            rule=_begin_rule(self.rule, keys[3], jnp.asarray(first.covariance, float), begin.eta),
-            start_moments=jnp.asarray(first.mean, float),
+            rule=_begin_rule(self.rule, keys[3], jnp.asarray(covariance, float), begin.eta),
+            start_moments=jnp.asarray(mean, float),
             remaining=jnp.asarray(1.0 if self.anneal_steps else 0.0, float),
             key=keys[4],
             step=jnp.zeros((), int),
@@ -236,7 +409,32 @@ class _Settings(NamedTuple):
             self.anneal_steps,
             self.memory,
         )
-        return loop, state, first.finite_share
+        return loop, state, finite_share
+
+
+def _keeper(path: str | os.PathLike[str] | None, every: float, *, new: bool) -> AbstractContextManager[Keeper | None]:
+    return nullcontext() if path is None else Keeper(path, every, new=new)
+
+
+def _asked_for_again(origin: list[str] | None, path: str | os.PathLike[str]) -> Problem:
+    if origin is None:
+        raise ValueError(
+            f"Expected the problem that {path} was made for; it was not built by get_problem, so pass it: "
+            "resume(path, problem)."
+        )
+    return get_problem(origin[0], **origin_arguments(origin[1]))
+
+
+def _looked_at_again(
+    problem: Problem, verdicts: list[Verdict], tolerance: float, again: Callable[[], list[Verdict]]
+) -> list[Verdict]:
+    """More fresh draws where those there were leave open whether a mean is within the tolerance."""
+
+    def is_open(verdict: Verdict) -> bool:
+        within = np.abs(verdict.mean - problem.target) <= tolerance * verdict.scale
+        return bool(np.all(within) and not np.all(verdict.satisfies(problem.target, tolerance)))
+
+    return again() if any(map(is_open, verdicts)) else verdicts
 
 
 def _restart_keys(keys: Key, num_restarts: int) -> list[Key]:
@@ -252,64 +450,6 @@ def _certifies(asked: bool | None, problem: Problem, num_proposals: int, *, simu
 def _begin_rule(rule: AbstractMultiplierRule, key: Key, covariance: Metric, eta: Moments | None) -> Any:
     state = rule.init(key, covariance)
     return state if eta is None else state._replace(eta=eta.astype(state.eta.dtype))
-
-
-def _run(
-    fleet: Fleet,
-    states: list[LoopState],
-    max_steps: int,
-    judge: Callable[[list[LoopState], int], list[Verdict]],
-    *,
-    tolerance: float,
-    progress: bool,
-) -> tuple[list[LoopState], list[EpochRecord | None], list[Verdict]]:
-    """Run chunks of epochs until the budget is spent, or every guide is nearly exact and fresh draws say so too."""
-    loop = fleet.loop
-    steps_per_epoch = loop.rule.steps_per_epoch
-    num_epochs = math.ceil(max_steps / steps_per_epoch)
-    per_chunk = max(1, math.ceil(num_epochs / NUM_CHUNKS))
-    num_chunks = math.ceil(num_epochs / per_chunk)
-    found: list[list[EpochRecord]] = []
-    verdicts: list[Verdict] = []
-
-    def satisfied() -> bool:
-        return bool(verdicts) and all(np.all(v.satisfies(loop.problem.target, tolerance)) for v in verdicts)
-
-    with tqdm(total=num_chunks * per_chunk * steps_per_epoch, disable=not progress, unit="step") as bar:
-        state = fleet.stack(states)
-        run_epochs = fleet.compile(state, per_chunk)
-        for chunk in range(num_chunks):
-            state, records = run_epochs(state)
-            found.append(fleet.split(jax.device_get(records)))
-            bar.update(per_chunk * steps_per_epoch)
-            bar.set_postfix_str(_progress(found[-1][0], loop.problem), refresh=False)
-            arrived = np.all(np.asarray(state.remaining) == 0.0)
-            if arrived and all(_close(each, loop.problem, tolerance) for each in found[-1]):
-                verdicts = judge(fleet.split(state), chunk)
-                if satisfied():
-                    break
-    states = fleet.split(state)
-    if not satisfied() or len(found) == num_chunks:
-        verdicts = judge(states, num_chunks)
-    if not found:
-        return states, [None] * len(states), verdicts
-    joined = [jax.tree.map(lambda *chunks: np.concatenate(chunks), *each) for each in zip(*found, strict=True)]
-    return states, joined, verdicts
-
-
-def _progress(records: EpochRecord, problem: Problem) -> str:
-    return f"entropy {records.entropy[-1]:.3f}, violation {np.max(np.abs(_violations(records, problem)[-1])):.3f} sd"
-
-
-def _violations(records: EpochRecord, problem: Problem) -> np.ndarray:
-    scale = np.maximum(np.asarray(records.scale), np.finfo(np.float32).tiny)
-    return (np.asarray(records.moment) - problem.target) / scale
-
-
-def _close(records: EpochRecord, problem: Problem, tolerance: float) -> bool:
-    """Whether nothing is left to gain: the property holds and the guide is the tilted base of its multipliers."""
-    near = np.all(np.abs(_violations(records, problem).mean(axis=0)) < 0.2 * tolerance)
-    return bool(near and np.mean(records.slack_variance) < CLOSE_SLACK)
 
 
 def _status(problem: Problem, verdict: Verdict, records: EpochRecord | None, tolerance: float) -> STATUS:
@@ -332,7 +472,7 @@ def _out_of_reach(problem: Problem, verdict: Verdict, records: EpochRecord, tole
     moved = (records.eta[-1] - records.eta[-quarter]) * verdict.scale
     violation = verdict.violation(problem.target)
     worst = int(np.argmax(np.abs(violation)))
-    late = _violations(records, problem)[-quarter:, worst]
+    late = violations(records, problem)[-quarter:, worst]
     return bool(
         abs(violation[worst]) > tolerance
         and moved[worst] * violation[worst] > 0.1
@@ -353,7 +493,7 @@ def _history(records: EpochRecord | None, problem: Problem) -> dict[str, np.ndar
         records = EpochRecord(**{n: jnp.zeros((0, size) if n in vectors else 0) for n in EpochRecord._fields})
     columns = {name: np.asarray(column) for name, column in records._asdict().items()}
     columns["multiplier"] = columns.pop("eta")
-    columns["violation"] = _violations(records, problem)
+    columns["violation"] = violations(records, problem)
     return columns
 
 

@@ -31,6 +31,7 @@ class STATUS(enum.Enum):
         "Some simulations are not finite, and the statistics' means leave them out: the answer is conditioned on finite "
         "simulations. Narrow the prior, or make the simulator finite there."
     )
+    interrupted = "A signal stopped the run: the answer is as far as it came. epi.resume goes on from its checkpoint."
     nonfinite = (
         "Every simulation, or the loss itself, became non-finite. problem.check(key) shows where the model fails; else "
         "lower the learning rate."

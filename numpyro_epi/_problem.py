@@ -1,6 +1,8 @@
 """The question: which distribution over a model's parameters produces an emergent property?"""
 
 import builtins
+import copy
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -54,6 +56,9 @@ class Problem(eqx.Module):
         num_draws: Draws a step that a fit takes unless it is told otherwise; fewer where one simulation is expensive.
         max_steps: Most steps of a fit unless it is told otherwise.
 
+    Attributes:
+        origin: Name and arguments, as JSON, of a problem that `get_problem` built: it can be asked for again.
+
     Raises:
         ValueError: If the parameters, the base or a target do not fit the model, or a number is not positive.
         TypeError: If ``model`` is not callable or ``property`` not an `EmergentProperty`.
@@ -66,6 +71,7 @@ class Problem(eqx.Module):
     name: str = eqx.field(static=True)
     num_draws: int = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
+    origin: tuple[str, str] | None = eqx.field(static=True, default=None)
 
     def __init__(
         self,
@@ -99,6 +105,7 @@ class Problem(eqx.Module):
         self.base = base
         self.constraints = tuple(property.constraints(self._abstract_sites()))
         self.name = name or str(getattr(model, "__name__", type(model).__name__))
+        self.origin = None
 
     @builtins.property  # The field of that name hides the decorator from type checkers.
     def dim(self) -> int:
@@ -189,7 +196,27 @@ def get_problem(name: str, **arguments: Any) -> Problem:
     problem = _REGISTRY.get(name)(**arguments)
     if not isinstance(problem, Problem):
         raise TypeError(f"Expected registered problem {name!r} to return a Problem; got {type(problem).__name__}.")
-    return problem
+    return with_origin(problem, name, arguments)
+
+
+def with_origin(problem: Problem, name: str, arguments: Mapping[str, Any]) -> Problem:
+    """The problem, knowing how it was asked for, where that can be written down as JSON."""
+    try:
+        text = json.dumps(arguments)
+    except (TypeError, ValueError):
+        return problem
+    known = copy.copy(problem)
+    object.__setattr__(known, "origin", (name, text))  # The copy is nobody else's yet.
+    return known
+
+
+def origin_arguments(text: str) -> dict[str, Any]:
+    """Arguments as they were given, from `Problem.origin`; JSON knows no tuples, so that every sequence is one."""
+
+    def frozen(value: Any) -> Any:
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+    return {name: frozen(value) for name, value in json.loads(text).items()}
 
 
 def list_problems() -> list[Provider]:

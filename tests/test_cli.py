@@ -1,9 +1,12 @@
 """The program ``numpyro-epi``, run in process; the long run itself is replaced where only its handling is at stake."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 from importlib.metadata import version
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -30,8 +33,9 @@ def breaks(): raise KeyError("voltage")
 class FakeResult:
     """What `fit` hands back, as far as the program looks at it."""
 
-    def __init__(self, satisfied=True):
+    def __init__(self, satisfied=True, cut_by=""):
         self.satisfied = np.bool_(satisfied)
+        self.settings = {"cut_by": cut_by}
 
     def __str__(self):
         return "status: as asked"
@@ -159,7 +163,7 @@ def test_check_prints_the_report_and_exits_with_its_verdict(problem_file, monkey
 
 @pytest.mark.parametrize(("satisfied", "code"), [(True, 0), (False, 1)])
 def test_fit_prints_and_saves_whatever_the_verdict(problem_file, here, monkeypatch, capsys, satisfied, code):
-    monkeypatch.setattr(numpyro_epi, "fit", lambda key, problem: FakeResult(satisfied), raising=False)
+    monkeypatch.setattr(numpyro_epi, "fit", lambda key, problem, **_: FakeResult(satisfied), raising=False)
     assert main(["fit", f"{problem_file}:ready", "--out", str(here / "run.nc")]) == code
     assert (here / "run.nc").read_text() == "saved"
     assert capsys.readouterr().out == f"status: as asked\nSaved {here / 'run.nc'}\n"
@@ -168,7 +172,9 @@ def test_fit_prints_and_saves_whatever_the_verdict(problem_file, here, monkeypat
 def test_fit_passes_only_the_options_given(problem_file, fits):
     main(["fit", f"{problem_file}:ready"])
     main(["fit", f"{problem_file}:ready", "--overwrite", "--steps", "7", "--num-draws", "8", "--quiet"])
-    assert [options for *_, options in fits] == [{}, {"max_steps": 7, "num_draws": 8, "progress": False}]
+    checkpoint = {"checkpoint": Path("resting.nc.ckpt")}
+    given = {"max_steps": 7, "num_draws": 8, "progress": False}
+    assert [options for *_, options in fits] == [checkpoint, checkpoint | given]
 
 
 def test_fit_draws_from_the_seed_given(problem_file, fits):
@@ -239,7 +245,7 @@ def test_overwrite_replaces_a_result(problem_file, here, fits, name):
 
 
 def test_a_name_taken_during_the_run_is_kept(problem_file, here, monkeypatch, capsys):
-    def fit(key, problem):
+    def fit(key, problem, **_):
         (here / "resting.nc").write_text("of another run")
         return FakeResult()
 
@@ -295,7 +301,7 @@ def test_a_failed_save_keeps_the_result_it_would_replace(problem_file, here, mon
     result = FakeResult()
     result.save(here / name)
     monkeypatch.setattr(result, "save", fail)
-    monkeypatch.setattr(numpyro_epi, "fit", lambda key, problem: result, raising=False)
+    monkeypatch.setattr(numpyro_epi, "fit", lambda key, problem, **_: result, raising=False)
     assert "No space left" in user_error("fit", "model.py:ready", "--out", name, "--overwrite")
     assert (here / name).exists()
 
@@ -346,7 +352,7 @@ def test_a_broken_plugin_is_named(site_packages, here, fits, user_error):
 
 
 def test_an_error_of_the_run_is_one_line(problem_file, monkeypatch, user_error):
-    def fit(key, problem):
+    def fit(key, problem, **_):
         raise ValueError("Expected num_draws > 3; got 2.")
 
     monkeypatch.setattr(numpyro_epi, "fit", fit, raising=False)
@@ -359,12 +365,76 @@ def test_traceback_shows_where_an_error_comes_from(problem_file, fits):
 
 
 def test_an_interrupted_run_says_so(problem_file, monkeypatch, capsys):
-    def fit(key, problem):
+    def fit(key, problem, **_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(numpyro_epi, "fit", fit, raising=False)
     assert main(["fit", f"{problem_file}:ready"]) == 130
     assert capsys.readouterr().err == "numpyro-epi: interrupted\n"
+
+
+@pytest.mark.parametrize(("cut_by", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_run_cut_short_keeps_its_checkpoint(problem_file, here, monkeypatch, capsys, cut_by, code):
+    def fit(key, problem, checkpoint):
+        checkpoint.write_text("so far")
+        return FakeResult(False, cut_by)
+
+    monkeypatch.setattr(numpyro_epi, "fit", fit, raising=False)
+    assert main(["fit", f"{problem_file}:ready"]) == code
+    assert capsys.readouterr().out == "status: as asked\nGo on with it: numpyro-epi resume resting.nc.ckpt\n"
+    assert sorted(path.name for path in here.glob("resting*")) == ["resting.nc.ckpt"]
+
+
+SLOW_FILE = """
+import jax.numpy as jnp, numpyro, numpyro.distributions as dist, numpyro_epi as epi
+
+def cloud():
+    numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
+
+@epi.statistic()
+def total(sites):
+    return jnp.sum(sites["x"])
+
+def build(mean):
+    prop = epi.EmergentProperty(epi.Target(total, mean=mean, std=0.5))
+    return epi.Problem(cloud, prop, num_draws=20, max_steps=1000)
+"""
+
+
+PROGRAM = [sys.executable, "-c", "from numpyro_epi._cli import main; raise SystemExit(main())"]
+FIT = [*PROGRAM, "fit", "slow.py:build", "--set", "mean=0.5", "--quiet"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "slow.py").write_text(SLOW_FILE)
+    run = subprocess.run([*FIT, "--out", "whole.nc"], cwd=folder, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    return read_arviz(folder / "whole.nc")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_program_is_resumed_to_the_same_result(here, whole, number):
+    """A process of its own, stopped at its second checkpoint by a real signal."""
+    (here / "slow.py").write_text(SLOW_FILE)
+    run = subprocess.Popen([*FIT, "--out", "cut.nc"], cwd=here, stdout=subprocess.PIPE, text=True)
+    while run.poll() is None and not (here / "cut.nc.ckpt").exists():
+        time.sleep(0.01)
+    run.send_signal(number)
+    said, _ = run.communicate()
+    if number == signal.SIGKILL:
+        assert run.returncode == -number
+    else:
+        assert run.returncode == 128 + number
+        assert "interrupted" in said and "numpyro-epi resume cut.nc.ckpt" in said
+    resumed = subprocess.run([*PROGRAM, "resume", "cut.nc.ckpt"], cwd=here, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert not list(here.glob("*.ckpt*"))
+    again = read_arviz(here / "cut.nc")
+    for group in ("posterior", "optimization", "guide", "verdict"):
+        assert whole[group].to_dataset().equals(again[group].to_dataset()), group
 
 
 BAD_ARGUMENTS = {

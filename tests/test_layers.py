@@ -14,7 +14,7 @@ import numpyro_epi
 
 PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
-    ("_types", "_keys", "_registry", "_html"),
+    ("_types", "_keys", "_registry", "_html", "_stop"),
     ("statistics", "signals", "multipliers", "flows", "_simulator", "_summits"),
     ("_property", "_problem", "_guide", "_check"),
     ("objectives", "_outcome", "_responses", "_density", "_result"),
@@ -30,6 +30,8 @@ LAYERS = (
         "_optimizer",
         "_begin",
         "_restarts",
+        "_checkpoint",
+        "_chunks",
         "_fit",
     ),
     ("_arviz", "_store", "_tilted"),

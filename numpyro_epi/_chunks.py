@@ -1,0 +1,147 @@
+"""A run in chunks of epochs: between two of them it may report, stop early, be kept on disk, or be interrupted."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Self
+
+import jax
+import numpy as np
+from tqdm.auto import tqdm
+
+from ._checkpoint import flatten, unflatten
+from ._loop import EpochRecord, LoopState
+from ._outcome import Verdict
+from ._problem import Problem
+from ._restarts import Fleet
+from ._stop import StopRequest
+
+NUM_CHUNKS = 20
+"""Times a run may report, stop early, be kept or be interrupted."""
+
+CLOSE_SLACK = 0.004
+"""Variance of ``log q - log base + eta . T``, nats^2, at which a guide within tolerance is as good as it needs be: for a
+nearly exact guide KL is half of it."""
+
+
+class Chunks(NamedTuple):
+    """How far a run has come.
+
+    Attributes:
+        state: Of all restarts.
+        found: The chunks' records, each with one entry a restart.
+    """
+
+    state: LoopState
+    found: list[list[EpochRecord]]
+
+    def records(self, num_restarts: int) -> list[EpochRecord | None]:
+        """All epochs of each restart."""
+        if not self.found:
+            return [None] * num_restarts
+        return [_joined(each) for each in zip(*self.found, strict=True)]
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of it for a checkpoint."""
+        arrays = flatten(self.state, "state")
+        for chunk, records in enumerate(self.found):
+            for restart, record in enumerate(records):
+                arrays |= {f"record.{chunk}.{restart}.{n}": np.asarray(v) for n, v in record._asdict().items()}
+        return arrays
+
+    @classmethod
+    def read(cls, arrays: Mapping[str, np.ndarray], template: LoopState, num_chunks: int, num_restarts: int) -> Self:
+        """The inverse of `arrays`.
+
+        Raises:
+            ValueError: If the arrays are those of another flow, rule or optimiser.
+        """
+
+        def record(chunk: int, restart: int) -> EpochRecord:
+            return EpochRecord(**{n: arrays[f"record.{chunk}.{restart}.{n}"] for n in EpochRecord._fields})  # type: ignore[arg-type]
+
+        found = [[record(chunk, restart) for restart in range(num_restarts)] for chunk in range(num_chunks)]
+        return cls(unflatten(template, arrays, "state"), found)
+
+
+def run_chunks(
+    fleet: Fleet,
+    run: Chunks,
+    max_steps: int,
+    judge: Callable[[list[LoopState], int], list[Verdict]],
+    keep: Callable[[Chunks, bool], None],
+    stop: StopRequest,
+    *,
+    tolerance: float,
+    progress: bool,
+) -> tuple[Chunks, list[Verdict], bool]:
+    """Go on until the steps are done, or every guide is nearly exact and fresh draws say so too, or a stop is asked for.
+
+    Args:
+        fleet: The compiled loop.
+        run: Where it stands.
+        max_steps: Steps in all.
+        judge: Verdicts on the restarts after a chunk, by the chunk's number.
+        keep: Takes what a checkpoint holds, and whether it must be written at once.
+        stop: Whether to stop.
+        tolerance: How near every mean must be, in standard deviations.
+        progress: Whether to show a bar.
+
+    Returns:
+        Where it stands now, the last verdicts, and whether a stop cut it short.
+    """
+    problem, steps_per_epoch = fleet.loop.problem, fleet.loop.rule.steps_per_epoch
+    num_epochs = math.ceil(max_steps / steps_per_epoch)
+    per_chunk = max(1, math.ceil(num_epochs / NUM_CHUNKS))
+    num_chunks = math.ceil(num_epochs / per_chunk)
+    size = per_chunk * steps_per_epoch
+    verdicts: list[Verdict] = []
+    is_cut = False
+
+    def satisfied() -> bool:
+        return bool(verdicts) and all(np.all(v.satisfies(problem.target, tolerance)) for v in verdicts)
+
+    with tqdm(total=num_chunks * size, initial=len(run.found) * size, disable=not progress, unit="step") as bar:
+        run_epochs = fleet.compile(run.state, per_chunk)
+        if num_chunks and not run.found:
+            keep(run, True)
+        while True:
+            if run.found and _arrived(run, problem, tolerance):
+                verdicts = judge(fleet.split(run.state), len(run.found) - 1)
+                if satisfied():
+                    break
+            is_cut = bool(stop) and len(run.found) < num_chunks
+            if is_cut or len(run.found) >= num_chunks:
+                break
+            state, records = run_epochs(run.state)
+            run = Chunks(state, [*run.found, fleet.split(jax.device_get(records))])
+            keep(run, bool(stop) or len(run.found) == num_chunks)
+            bar.update(size)
+            bar.set_postfix_str(_progress(run.found[-1][0], problem), refresh=False)
+    if not satisfied() or len(run.found) == num_chunks:
+        verdicts = judge(fleet.split(run.state), num_chunks)
+    return run, verdicts, is_cut
+
+
+def violations(records: EpochRecord, problem: Problem) -> np.ndarray:
+    """Distance from the targets in standard deviations, epochs by constraints."""
+    scale = np.maximum(np.asarray(records.scale), np.finfo(np.float32).tiny)
+    return (np.asarray(records.moment) - problem.target) / scale
+
+
+def _joined(records: tuple[EpochRecord, ...]) -> EpochRecord:
+    return jax.tree.map(lambda *chunks: np.concatenate(chunks), *records)
+
+
+def _arrived(run: Chunks, problem: Problem, tolerance: float) -> bool:
+    there = np.all(np.asarray(run.state.remaining) == 0.0)
+    return bool(there) and all(_close(each, problem, tolerance) for each in run.found[-1])
+
+
+def _close(records: EpochRecord, problem: Problem, tolerance: float) -> bool:
+    """Whether nothing is left to gain: the property holds and the guide is the tilted base of its multipliers."""
+    near = np.all(np.abs(violations(records, problem).mean(axis=0)) < 0.2 * tolerance)
+    return bool(near and np.mean(records.slack_variance) < CLOSE_SLACK)
+
+
+def _progress(records: EpochRecord, problem: Problem) -> str:
+    return f"entropy {records.entropy[-1]:.3f}, violation {np.max(np.abs(violations(records, problem)[-1])):.3f} sd"

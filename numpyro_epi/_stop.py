@@ -1,0 +1,42 @@
+"""Control-C and termination as requests: a run finishes what it is computing, and what it has is kept."""
+
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """While active, SIGINT and SIGTERM are noted; a second one acts as it would have without.
+
+    Only the main thread of a process can be asked: elsewhere this waits for nothing and `signal_name` stays empty.
+    """
+
+    def __init__(self) -> None:
+        self.signal_name = ""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            # A handler that Python did not install is None, and cannot be put back.
+            self._before = {s: h for s in SIGNALS if (h := signal.getsignal(s)) not in (None, signal.SIG_IGN)}
+            for number in self._before:
+                signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
+
+    def __bool__(self) -> bool:
+        return bool(self.signal_name)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        self.signal_name = signal.Signals(number).name
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}

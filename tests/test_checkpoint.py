@@ -1,0 +1,283 @@
+"""A run that was killed and resumed ends at the very same numbers; what cannot be resumed is refused and said so."""
+
+import os
+import signal
+import threading
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import optax
+import pytest
+
+import numpyro_epi as epi
+from numpyro_epi import _checkpoint, _chunks, _fit
+
+KEY = jax.random.key(3)
+
+
+class Killed(Exception):
+    """Stands for a SIGKILL at the end of a chunk."""
+
+
+def cloud(width=1.0):
+    numpyro.sample("x", dist.Normal(0, width).expand([2]).to_event(1))
+
+
+@epi.statistic()
+def total(sites):
+    return jnp.sum(sites["x"])
+
+
+def problem(mean=0.5, width=1.0):
+    return epi.Problem(
+        cloud,
+        epi.EmergentProperty(epi.Target(total, mean=mean, std=0.5)),
+        model_kwargs={"width": width},
+        num_draws=20,
+        max_steps=100,
+    )
+
+
+OPTIONS = {"start": epi.starts.Prior(), "certify": False, "progress": False}
+
+
+def killed_after(chunks, path, monkeypatch, **options):
+    """A fit that dies after so many checkpoints, the one before the first step included."""
+    left = [chunks]
+    save = _checkpoint.Keeper.save
+
+    def save_and_die(self, *arguments, **more):
+        save(self, *arguments, **more)
+        left[0] -= 1
+        if left[0] == 0:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_checkpoint.Keeper, "save", save_and_die)
+        with pytest.raises(Killed):
+            epi.fit(KEY, problem(), checkpoint=path, every=0.0, **OPTIONS | options)
+
+
+def assert_same(found, expected):
+    for one, other in zip(jax.tree.leaves(found.flow), jax.tree.leaves(expected.flow), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(found.eta, expected.eta)
+    np.testing.assert_array_equal(found.verdict.mean, expected.verdict.mean)
+    assert found.verdict.entropy == expected.verdict.entropy
+    assert found.status is expected.status
+    assert found.records.keys() == expected.records.keys()
+    for name in found.records:
+        np.testing.assert_array_equal(found.records[name], expected.records[name])
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return epi.fit(KEY, problem(), **OPTIONS)
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 3, 5])
+def test_a_killed_run_ends_at_the_same_numbers(chunks, tmp_path, monkeypatch, whole):
+    path = tmp_path / "run.ckpt"
+    killed_after(chunks, path, monkeypatch)
+    resumed = epi.resume(path, problem(), start=epi.starts.Prior(), progress=False)
+    assert_same(resumed, whole)
+
+
+def test_checkpoints_change_nothing(tmp_path, whole):
+    assert_same(epi.fit(KEY, problem(), checkpoint=tmp_path / "run.ckpt", every=0.0, **OPTIONS), whole)
+
+
+@pytest.mark.slow
+def test_restarts_are_resumed_together(tmp_path, monkeypatch):
+    path = tmp_path / "run.ckpt"
+    killed_after(3, path, monkeypatch, num_restarts=2)
+    resumed = epi.resume(path, problem(), start=epi.starts.Prior(), progress=False)
+    assert_same(resumed, epi.fit(KEY, problem(), num_restarts=2, **OPTIONS))
+    assert len(resumed.restarts.flows) == 2
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "run.ckpt"
+    epi.fit(KEY, problem(), checkpoint=path, every=0.0, **OPTIONS)
+    return path.read_bytes(), path.with_name("run.ckpt.previous").read_bytes()
+
+
+def test_a_registered_problem_is_found_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(epi._problem._REGISTRY, "get", lambda name: lambda mean=0.5: problem(mean=mean))
+    path = tmp_path / "run.ckpt"
+    asked = epi.get_problem("here.cloud", mean=0.25)
+    assert asked.origin == ("here.cloud", '{"mean": 0.25}')
+    plans = []
+    monkeypatch.setattr(_fit._Plan, "run", lambda plan, *_, **__: plans.append(plan))
+    arrays = {"begin.draws": np.zeros((3, 2), np.float32)}
+    wanted = _fit._Plan(
+        KEY, asked, _fit._Method(epi.flows.default, None, None, epi.multipliers.Natural(), None), 20, 100, 1, 0.1, None
+    )
+    start = {"fit_draws": False, "message": "here"}
+    with _checkpoint.Keeper(path, 0.0, new=True) as keeper:
+        keeper.save({**wanted.about(), "begin": start, "chunks": 0, "seconds": 1.0}, arrays)
+    epi.resume(path)
+    assert plans[0].problem.target[0] == 0.25
+    assert plans[0].about() == wanted.about()
+
+
+def test_an_unregistered_problem_has_to_be_passed(tmp_path, two_checkpoints):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(two_checkpoints[0])
+    with pytest.raises(ValueError, match=r"it was not built by get_problem, so pass it: resume\(path, problem\)"):
+        epi.resume(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "options", "message"),
+    [
+        ({"mean": 0.6}, {}, r"targets \[0.5, 0.25\]; got targets \[0.6, 0.25\]"),
+        ({"width": 2.0}, {}, "one whose model or statistics have changed"),
+        ({}, {"start": None}, "Expected start=Prior.*got None"),
+        ({}, {"rule": epi.multipliers.Natural(steps_per_epoch=10)}, "Expected rule=Natural"),
+        ({}, {"objective": epi.objectives.Pathwise()}, "Expected objective=None"),
+        ({}, {"optimizer": optax.sgd(0.1)}, "Expected optimizer=the default.*got one that was given"),
+        ({}, {"flow": epi.flows.Elementwise()}, "Expected flow="),
+    ],
+)
+def test_another_question_or_method_is_refused(changed, options, message, tmp_path, two_checkpoints):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(two_checkpoints[0])
+    with pytest.raises(ValueError, match=message):
+        epi.resume(path, problem(**changed), **{"start": epi.starts.Prior(), "progress": False} | options)
+
+
+def test_other_versions_are_said(tmp_path, two_checkpoints, monkeypatch):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(two_checkpoints[0])
+    monkeypatch.setattr(_checkpoint, "version", lambda name: "0.0")
+    with pytest.warns(UserWarning, match=r"made under other versions .*jax .* -> 0.0"):
+        epi.resume(path, problem(), start=epi.starts.Prior(), progress=False)
+
+
+def test_every_byte_counts(tmp_path, two_checkpoints):
+    """200 files cut off or with one bit turned, each of them refused, and none of them unpickled or half read."""
+    newest, _ = two_checkpoints
+    rng = np.random.default_rng(0)
+    path = tmp_path / "run.ckpt"
+    for trial in range(200):
+        place = int(rng.integers(len(newest)))
+        broken = bytearray(newest)
+        broken[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(newest[:place] if trial % 2 else bytes(broken))
+        with pytest.raises(ValueError, match="run.ckpt"):
+            _checkpoint.read(path)
+
+
+def test_the_one_before_stands_in(tmp_path, two_checkpoints):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(two_checkpoints[0][:1000])
+    path.with_name("run.ckpt.previous").write_bytes(two_checkpoints[1])
+    with pytest.warns(UserWarning, match="damaged or cut off. Going on from the one before it"):
+        saved = _checkpoint.read(path)
+    assert saved.about["chunks"] >= 1
+
+
+def test_missing_and_foreign_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match="Expected a checkpoint; there is no"):
+        epi.resume(tmp_path / "none.ckpt")
+    foreign = tmp_path / "notes.txt"
+    foreign.write_text("numpyro-epi checkpoint 9\n")
+    with pytest.raises(
+        ValueError, match="Expected 'numpyro-epi checkpoint 1' at the start of .*got 'numpyro-epi checkpoint 9'"
+    ):
+        epi.resume(foreign)
+
+
+def test_an_old_checkpoint_is_not_overwritten(tmp_path, two_checkpoints):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(two_checkpoints[0])
+    with pytest.raises(ValueError, match="Expected no checkpoint yet; got .*run.ckpt, left by an earlier run"):
+        epi.fit(KEY, problem(), checkpoint=path, **OPTIONS)
+    assert path.read_bytes() == two_checkpoints[0]
+
+
+def test_one_run_at_a_time(tmp_path):
+    path = tmp_path / "run.ckpt"
+    with _checkpoint.Keeper(path, 0.0, new=True):
+        with pytest.raises(ValueError, match="Expected a checkpoint that no run is writing"):
+            epi.fit(KEY, problem(), checkpoint=path, **OPTIONS)
+    with pytest.raises(ValueError, match="Expected a folder for the checkpoint"):
+        epi.fit(KEY, problem(), checkpoint=tmp_path / "no" / "run.ckpt", **OPTIONS)
+    with pytest.raises(ValueError, match="Expected every >= 0, in seconds; got -1"):
+        epi.fit(KEY, problem(), checkpoint=path, every=-1, **OPTIONS)
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(tmp_path, monkeypatch, whole):
+    path = tmp_path / "run.ckpt"
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(_checkpoint.os, "fsync", full)
+    with pytest.warns(UserWarning, match="No space left on device. The run goes on"):
+        assert_same(epi.fit(KEY, problem(), checkpoint=path, every=0.0, **OPTIONS), whole)
+    assert not list(tmp_path.glob("*.writing"))
+
+
+def interrupt_after(chunks, monkeypatch, number):
+    """Send this process a signal once so many chunks are done."""
+    run_epochs = _chunks.Fleet.compile
+
+    def compile_and_count(self, state, num_epochs):
+        run, done = run_epochs(self, state, num_epochs), [0]
+
+        def counted(state):
+            done[0] += 1
+            if done[0] == chunks:
+                os.kill(os.getpid(), number)
+            return run(state)
+
+        return counted
+
+    monkeypatch.setattr(_chunks.Fleet, "compile", compile_and_count)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_chunk(number, tmp_path, monkeypatch, whole):
+    before = signal.getsignal(number)
+    path = tmp_path / "run.ckpt"
+    with monkeypatch.context() as patch:
+        interrupt_after(2, patch, number)
+        # The second of three checkpoints would not be due yet: a stop writes it all the same.
+        partial = epi.fit(KEY, problem(), checkpoint=path, every=1e6, **OPTIONS)
+    assert partial.status is epi.STATUS.interrupted
+    assert not partial.satisfied
+    assert partial.settings["cut_by"] == signal.Signals(number).name
+    assert 0 < partial.settings["steps"] < 100
+    assert np.isfinite(partial.verdict.entropy)
+    assert signal.getsignal(number) is before
+    assert_same(epi.resume(path, problem(), start=epi.starts.Prior(), progress=False), whole)
+
+
+def test_a_second_signal_acts_at_once(monkeypatch):
+    run_epochs = _chunks.Fleet.compile
+
+    def compile_and_insist(self, state, num_epochs):
+        def insistent(state):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            return run_epochs(self, state, num_epochs)(state)
+
+        return insistent
+
+    monkeypatch.setattr(_chunks.Fleet, "compile", compile_and_insist)
+    with pytest.raises(KeyboardInterrupt):
+        epi.fit(KEY, problem(), **OPTIONS)
+
+
+def test_a_run_in_a_thread_needs_no_signals(whole):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(epi.fit(KEY, problem(), **OPTIONS)))
+    thread.start()
+    thread.join()
+    assert_same(found[0], whole)
