@@ -24,7 +24,8 @@ from .statistics import Statistic, get_statistic, list_statistics, statistic
 
 if TYPE_CHECKING:
     from ._arviz import read_arviz
-    from ._plots import plot_fit, plot_pair, plot_statistics
+    from ._pair import plot_pair
+    from ._plots import plot_fit, plot_statistics
     from ._report import report
     from ._store import load
 
@@ -71,7 +72,7 @@ __all__ = [
 _LATER = {
     "load": "._store",
     "plot_fit": "._plots",
-    "plot_pair": "._plots",
+    "plot_pair": "._pair",
     "plot_statistics": "._plots",
     "read_arviz": "._arviz",
     "report": "._report",

@@ -14,8 +14,10 @@ import numpy as np
 import xarray as xr
 
 from ._arviz import as_datatree
+from ._exported import optional_group, read_components, read_group
 from ._html import escape, page, paragraphs, table
-from ._plots import _components, _group, _optional, plot_fit, plot_pair, plot_statistics
+from ._pair import plot_pair
+from ._plots import plot_fit, plot_statistics
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -68,7 +70,7 @@ def _page(tree: xr.DataTree) -> str:
         f"<h1>Emergent property inference: {escape(problem)}</h1>",
         _verdict(tree.attrs),
         "<h2>Property</h2>",
-        _constraints(_group(tree, "constant_data")),
+        _constraints(read_group(tree, "constant_data")),
         "<h2>Parameters</h2>",
         _picture(
             plot_pair(tree), f"Draws of the parameters of {problem}: each pair coloured by log density, marginals"
@@ -117,7 +119,7 @@ def _constraints(found: xr.Dataset) -> str:
 
 
 def _parameters(tree: xr.DataTree) -> str:
-    draws, prior = _components(_group(tree, "posterior")), _components(_optional(tree, "prior"))
+    draws, prior = read_components(read_group(tree, "posterior")), read_components(optional_group(tree, "prior"))
     rows = []
     for name, values in list(draws.items())[:50]:
         low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95])
@@ -131,7 +133,7 @@ def _parameters(tree: xr.DataTree) -> str:
 
 
 def _directions(tree: xr.DataTree) -> str:
-    draws, prior = _components(_group(tree, "posterior")), _components(_optional(tree, "prior"))
+    draws, prior = read_components(read_group(tree, "posterior")), read_components(optional_group(tree, "prior"))
     names = list(draws)
     if len(names) < 2:
         return paragraphs(["There is one parameter."])

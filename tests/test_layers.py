@@ -33,7 +33,7 @@ LAYERS = (
         "_fit",
     ),
     ("_arviz", "_store", "_tilted"),
-    ("_plots", "_report"),
+    ("_exported", "_canvas", "_pair", "_plots", "_report"),
     ("_cli",),
 )
 """From the ground up; within a layer too, a module imports only what stands left of it."""
