@@ -30,6 +30,7 @@ LAYERS = (
         "_optimizer",
         "_begin",
         "_restarts",
+        "_snapshots",
         "_fit",
     ),
     ("_arviz", "_store", "_tilted"),
