@@ -24,9 +24,13 @@ from .statistics import Statistic, get_statistic, list_statistics, statistic
 
 if TYPE_CHECKING:
     from ._arviz import read_arviz
+    from ._certificate_plot import plot_certificate
+    from ._matrix import plot_matrix
     from ._pair import plot_pair
     from ._plots import plot_fit, plot_statistics
+    from ._predictive import plot_predictive
     from ._report import report
+    from ._slices import plot_conditional
     from ._store import load
 
 __all__ = [
@@ -56,8 +60,12 @@ __all__ = [
     "load",
     "multipliers",
     "objectives",
+    "plot_certificate",
+    "plot_conditional",
     "plot_fit",
+    "plot_matrix",
     "plot_pair",
+    "plot_predictive",
     "plot_statistics",
     "read_arviz",
     "report",
@@ -71,8 +79,12 @@ __all__ = [
 # xarray takes longer to import than the rest together: what needs it is looked up when it is first asked for.
 _LATER = {
     "load": "._store",
+    "plot_certificate": "._certificate_plot",
+    "plot_conditional": "._slices",
     "plot_fit": "._plots",
+    "plot_matrix": "._matrix",
     "plot_pair": "._pair",
+    "plot_predictive": "._predictive",
     "plot_statistics": "._plots",
     "read_arviz": "._arviz",
     "report": "._report",

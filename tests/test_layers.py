@@ -34,7 +34,19 @@ LAYERS = (
         "_fit",
     ),
     ("_arviz", "_store", "_tilted"),
-    ("_exported", "_canvas", "_pair", "_plots", "_report"),
+    (
+        "_exported",
+        "_canvas",
+        "_overlays",
+        "_pair",
+        "_certificate_plot",
+        "_matrix",
+        "_predictive",
+        "_slices",
+        "_plots",
+        "_gallery",
+        "_report",
+    ),
     ("_cli",),
 )
 """From the ground up; within a layer too, a module imports only what stands left of it."""
