@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ._arviz import read_arviz
     from ._certificate_plot import plot_certificate
     from ._matrix import plot_matrix
+    from ._movie import movie
     from ._pair import plot_pair
     from ._plots import plot_fit, plot_statistics
     from ._predictive import plot_predictive
@@ -58,6 +59,7 @@ __all__ = [
     "list_problems",
     "list_statistics",
     "load",
+    "movie",
     "multipliers",
     "objectives",
     "plot_certificate",
@@ -79,6 +81,7 @@ __all__ = [
 # xarray takes longer to import than the rest together: what needs it is looked up when it is first asked for.
 _LATER = {
     "load": "._store",
+    "movie": "._movie",
     "plot_certificate": "._certificate_plot",
     "plot_conditional": "._slices",
     "plot_fit": "._plots",

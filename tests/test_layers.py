@@ -14,7 +14,7 @@ import numpyro_epi
 
 PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
-    ("_types", "_keys", "_registry", "_html"),
+    ("_types", "_keys", "_registry", "_html", "_files"),
     ("statistics", "signals", "multipliers", "flows", "_simulator", "_summits"),
     ("_property", "_problem", "_guide", "_check"),
     ("objectives", "_outcome", "_responses", "_density", "_result"),
@@ -45,6 +45,7 @@ LAYERS = (
         "_slices",
         "_plots",
         "_gallery",
+        "_movie",
         "_report",
     ),
     ("_cli",),
