@@ -24,8 +24,14 @@ from .statistics import Statistic, get_statistic, list_statistics, statistic
 
 if TYPE_CHECKING:
     from ._arviz import read_arviz
-    from ._plots import plot_fit, plot_pair, plot_statistics
+    from ._certificate_plot import plot_certificate
+    from ._matrix import plot_matrix
+    from ._movie import movie
+    from ._pair import plot_pair
+    from ._plots import plot_fit, plot_statistics
+    from ._predictive import plot_predictive
     from ._report import report
+    from ._slices import plot_conditional
     from ._store import load
 
 __all__ = [
@@ -53,10 +59,15 @@ __all__ = [
     "list_problems",
     "list_statistics",
     "load",
+    "movie",
     "multipliers",
     "objectives",
+    "plot_certificate",
+    "plot_conditional",
     "plot_fit",
+    "plot_matrix",
     "plot_pair",
+    "plot_predictive",
     "plot_statistics",
     "read_arviz",
     "report",
@@ -71,8 +82,13 @@ __all__ = [
 # xarray takes longer to import than the rest together: what needs it is looked up when it is first asked for.
 _LATER = {
     "load": "._store",
+    "movie": "._movie",
+    "plot_certificate": "._certificate_plot",
+    "plot_conditional": "._slices",
     "plot_fit": "._plots",
-    "plot_pair": "._plots",
+    "plot_matrix": "._matrix",
+    "plot_pair": "._pair",
+    "plot_predictive": "._predictive",
     "plot_statistics": "._plots",
     "read_arviz": "._arviz",
     "report": "._report",

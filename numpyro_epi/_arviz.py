@@ -22,6 +22,7 @@ import xarray as xr
 from jaxtyping import Array
 
 from ._certificate import pareto_khat, weigh
+from ._outcome import Snapshots
 from ._problem import Problem, list_problems
 from ._simulator import Draw, Simulator
 from ._types import Draws, Key, PerDraw, Scalar, Unconstrained
@@ -29,6 +30,12 @@ from .statistics import Statistic, list_statistics
 
 SAMPLE_DIMS = ("chain", "draw")
 """Dims along which ArviZ finds independent or successive draws."""
+
+SENSITIVITY_GROUP = "sensitivity"
+"""Where directions and the statistics' responses lie."""
+
+SNAPSHOT_GROUP, SNAPSHOT_DIMS = "optimization_draws", ("snapshot", "draw")
+"""Where draws kept during the run lie, and their leading dims."""
 
 _MARK = "numpyro_epi_version"
 _INDEPENDENT = "Chains are a split of independent draws: nothing is correlated along draw or chain."
@@ -86,7 +93,8 @@ def result_groups(
         cannot be drawn from, so its three groups are left out. ``sample_stats`` holds normalised log weights of the
         draws: ``log_importance_weight`` towards the solution at the multipliers, and ``log_weight``, tilted on so that the
         weighted statistics meet the targets exactly. After several restarts the group ``restarts`` has one chain of
-        parameters for each: its R-hat says whether they agree. Cost: ``num_chains * num_draws`` simulations, twice.
+        parameters for each: its R-hat says whether they agree. Draws kept during the run are the group
+        ``optimization_draws``, over ``snapshot`` and ``draw``. Cost: ``num_chains * num_draws`` simulations, twice.
 
     Raises:
         ValueError: If a count is not positive.
@@ -108,6 +116,8 @@ def result_groups(
         groups |= _draw_groups(problem, measured, shape, ("prior", "prior_predictive", "sample_stats_prior"))
     groups["constant_data"] = _constant_data(result)
     groups["optimization"] = result.history
+    if (snapshots := getattr(result, "snapshots", None)) is not None:
+        groups[SNAPSHOT_GROUP] = _snapshots(problem, snapshots)
     return groups, _root_attributes(result)
 
 
@@ -313,6 +323,25 @@ def _restarts(result: Any, key: Key, num_draws: int) -> xr.Dataset:
     return dataset.assign_attrs(draws="Chains are restarts, drawn independently from each one's own guide.")
 
 
+def _snapshots(problem: Problem, found: Snapshots) -> xr.Dataset:
+    """Parameters and statistics of the draws kept during the run."""
+    shape = found.log_density.shape
+    variables = {
+        name: _variable(name, values.reshape(-1, *values.shape[2:]), {"kind": "parameter"})
+        for name, values in found.parameters.items()
+    }
+    for statistic in (target.statistic for target in problem.property.targets):
+        values = found.statistics[statistic.name]
+        name = _free(statistic.name, variables, prefix="statistic.")
+        variables[name] = _predicted(statistic, values.reshape(-1, *values.shape[2:]))
+    density = _variable("lp", found.log_density.reshape(-1), {"kind": "quality"})
+    variables[_free("lp", variables, prefix="quality.")] = density
+    dataset = _dataset(variables, (shape[0], shape[1]), SNAPSHOT_DIMS)
+    name = _free("step", map(str, dataset.variables), prefix="quality.")
+    dataset = dataset.assign({name: ("snapshot", np.asarray(found.step), {"kind": "step"})})
+    return dataset.assign_attrs(draws="The same noise goes into every snapshot, so that a draw can be followed.")
+
+
 def _predicted(statistic: Statistic, values: Array | np.ndarray) -> _Variable:
     attrs = {"kind": "statistic", "unit": statistic.unit}
     return _variable(statistic.name, values, attrs, statistic.dims, statistic.coords)
@@ -340,18 +369,20 @@ def _axis(coord: Sequence[Any] | None, size: int) -> np.ndarray:
     return labels if faithful else np.asarray(names)
 
 
-def _dataset(variables: Mapping[str, _Variable], shape: tuple[int, int]) -> xr.Dataset:
+def _dataset(
+    variables: Mapping[str, _Variable], shape: tuple[int, int], leading: tuple[str, str] = SAMPLE_DIMS
+) -> xr.Dataset:
     """Two variables share a dim only where they also share its labels."""
-    axes: dict[str, np.ndarray] = {dim: np.arange(size) for dim, size in zip(SAMPLE_DIMS, shape, strict=True)}
+    axes: dict[str, np.ndarray] = {dim: np.arange(size) for dim, size in zip(leading, shape, strict=True)}
     data: dict[str, tuple] = {}
     for name, variable in variables.items():
-        dims: list[str] = [*SAMPLE_DIMS]
+        dims: list[str] = [*leading]
         for dim, labels in zip(variable.dims, variable.labels, strict=True):
             blocked = {*dims, *variables, *(d for d, known in axes.items() if not np.array_equal(known, labels))}
             dims.append(_free(dim, blocked, prefix=f"{name}_"))
             axes[dims[-1]] = labels
         values = variable.values.reshape(*shape, *variable.values.shape[1:])
-        data[_free(name, SAMPLE_DIMS, prefix="site.")] = (dims, values, variable.attrs)
+        data[_free(name, leading, prefix="site.")] = (dims, values, variable.attrs)
     return xr.Dataset(data, coords=axes, attrs={"draws": _INDEPENDENT})
 
 

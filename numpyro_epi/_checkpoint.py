@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-import equinox as eqx
 import filelock
 import jax
 import jax.numpy as jnp
@@ -188,7 +187,7 @@ def compare(saved: Saved, wanted: Mapping[str, Any]) -> None:
 def flatten(tree: PyTree, prefix: str) -> dict[str, np.ndarray]:
     """A tree's arrays by name; random keys as their words."""
     leaves = tree_flatten_with_path(tree)[0]
-    return {f"{prefix}{keystr(path)}": _words(leaf) for path, leaf in leaves if eqx.is_array(leaf)}
+    return {f"{prefix}{keystr(path)}": _words(leaf) for path, leaf in leaves if _is_array(leaf)}
 
 
 def unflatten(template: PyTree, arrays: Mapping[str, np.ndarray], prefix: str) -> PyTree:
@@ -207,8 +206,12 @@ def unflatten(template: PyTree, arrays: Mapping[str, np.ndarray], prefix: str) -
             f"{kinds[0].get(odd, 'known')}. Pass the flow, rule and optimizer that the run was given."
         )
     leaves, structure = tree_flatten_with_path(template)
-    filled = [_unwords(leaf, found[f"{prefix}{keystr(path)}"]) if eqx.is_array(leaf) else leaf for path, leaf in leaves]
+    filled = [_unwords(leaf, found[f"{prefix}{keystr(path)}"]) if _is_array(leaf) else leaf for path, leaf in leaves]
     return jax.tree.unflatten(structure, filled)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray)
 
 
 def _words(leaf: Any) -> np.ndarray:

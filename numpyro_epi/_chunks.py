@@ -13,6 +13,7 @@ from ._loop import EpochRecord, LoopState
 from ._outcome import Verdict
 from ._problem import Problem
 from ._restarts import Fleet
+from ._snapshots import Recorder
 from ._stop import StopRequest
 
 NUM_CHUNKS = 20
@@ -70,6 +71,7 @@ def run_chunks(
     judge: Callable[[list[LoopState], int], list[Verdict]],
     keep: Callable[[Chunks, bool], None],
     stop: StopRequest,
+    recorder: Recorder,
     *,
     tolerance: float,
     progress: bool,
@@ -83,6 +85,7 @@ def run_chunks(
         judge: Verdicts on the restarts after a chunk, by the chunk's number.
         keep: Takes what a checkpoint holds, and whether it must be written at once.
         stop: Whether to stop.
+        recorder: Takes snapshots.
         tolerance: How near every mean must be, in standard deviations.
         progress: Whether to show a bar.
 
@@ -101,7 +104,7 @@ def run_chunks(
         return bool(verdicts) and all(np.all(v.satisfies(problem.target, tolerance)) for v in verdicts)
 
     with tqdm(total=num_chunks * size, initial=len(run.found) * size, disable=not progress, unit="step") as bar:
-        run_epochs = fleet.compile(run.state, per_chunk)
+        run_epochs = recorder.compile(fleet, run.state, per_chunk, num_chunks=NUM_CHUNKS)
         if num_chunks and not run.found:
             keep(run, True)
         while True:

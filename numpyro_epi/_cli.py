@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         (_fit, _add_fit_arguments),
         (_resume, _add_resume_arguments),
         (_plot, _add_plot_arguments),
+        (_movie, _add_movie_arguments),
         (_report, _add_report_arguments),
     ):
         summary = (command.__doc__ or "").partition("\n")[0]
@@ -101,6 +102,9 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-draws", metavar="N", type=_count, help="draws a step")
     parser.add_argument("--restarts", dest="num_restarts", metavar="N", type=_count, help="flows fitted at once")
     parser.add_argument(
+        "--snapshots", dest="num_snapshots", metavar="N", type=_count, help="times that draws are kept, for movie"
+    )
+    parser.add_argument(
         "--checkpoint",
         metavar="FILE",
         type=Path,
@@ -119,6 +123,12 @@ def _add_resume_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_plot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="a result saved by fit")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the PNG files (default: beside FILE)")
+
+
+def _add_movie_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("file", metavar="FILE", type=Path, help="a result saved by fit --snapshots")
+    parser.add_argument("--out", metavar="MOVIE", type=Path, help=".gif or .mp4 (default: FILE with the suffix .gif)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the movie if it exists")
 
 
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -191,7 +201,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     problem = _problem(arguments)
     path = arguments.out or Path(f"{_file_name(problem.name)}.nc")
     _check_output(path, overwrite=arguments.overwrite)
-    options = {name: getattr(arguments, name) for name in ("max_steps", "num_draws", "num_restarts")}
+    options = {name: getattr(arguments, name) for name in ("max_steps", "num_draws", "num_restarts", "num_snapshots")}
     given = {name: option for name, option in options.items() if option is not None}
     checkpoint = arguments.checkpoint or _beside(path)
     if arguments.overwrite:
@@ -233,16 +243,28 @@ def _finished(result: Any, path: Path, checkpoint: Path, *, overwrite: bool) -> 
 
 def _plot(arguments: argparse.Namespace) -> int:
     """Draw the figures of a saved result as PNG files."""
-    from . import plot_fit, plot_pair, plot_statistics, read_arviz
+    from . import read_arviz
+    from ._gallery import gallery
 
     source = arguments.file
     tree = read_arviz(source)
     folder = arguments.out or source.parent
+    pictures = gallery(tree)
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, draw in (("pair", plot_pair), ("fit", plot_fit), ("statistics", plot_statistics)):
+    for kind, draw in pictures.items():
         path = folder / f"{source.stem}-{kind}.png"
         draw(tree).savefig(path)
         print(f"Saved {path}")
+    return DONE
+
+
+def _movie(arguments: argparse.Namespace) -> int:
+    """Write a movie of a saved run whose fit kept draws."""
+    from . import movie
+
+    path = arguments.out or arguments.file.with_suffix(".gif")
+    _check_free(path, overwrite=arguments.overwrite)
+    print(f"Saved {movie(arguments.file, path, overwrite=arguments.overwrite)}")
     return DONE
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from flowjax.distributions import AbstractDistribution
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from ._html import escape, table
 from ._problem import Problem
@@ -146,6 +146,22 @@ class Restarts(NamedTuple):
         returned = f"a mixture of {self.num_mixed}" if self.mixed else f"restart {self.chosen}"
         lines = [f"returned {returned}; nats below the best, by restart: {spread}", *self.lost_modes]
         return "; ".join(lines)
+
+
+class Snapshots(NamedTuple):
+    """Draws of the guide during a run, each simulated once; the same noise goes into every snapshot.
+
+    Attributes:
+        step: Optimiser steps done, shape [S].
+        parameters: Site name to array of shape ``(S, N, *site shape)``, on the constrained scale.
+        statistics: Statistic name to array of shape ``(S, N, *its shape)``, each in its unit.
+        log_density: Of the parameters under the guide, on the constrained scale, nats, shape [S, N].
+    """
+
+    step: Int[np.ndarray, " S"]
+    parameters: dict[str, np.ndarray]
+    statistics: dict[str, np.ndarray]
+    log_density: Float[np.ndarray, "S N"]
 
 
 def constraint_table(problem: Problem, verdict: Verdict, eta: Float[np.ndarray, " M"]) -> "xr.Dataset":

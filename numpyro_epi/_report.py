@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._arviz import as_datatree
+from ._arviz import SENSITIVITY_GROUP, as_datatree
+from ._exported import optional_group, read_components, read_group
+from ._files import checked_output, written_aside
+from ._gallery import gallery
 from ._html import escape, page, paragraphs, table
-from ._plots import _components, _group, _optional, plot_fit, plot_pair, plot_statistics
+from ._pair import plot_pair
+from ._plots import plot_fit, plot_statistics
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -24,6 +27,13 @@ NUM_DIRECTIONS, NUM_NAMED = 4, 5
 """Directions in the table, at each end of it, and parameters named in each."""
 
 DPI = 130
+
+DESCRIPTIONS = {
+    "matrix": "Means, standard deviations and marginals of the parameters that are matrices, laid out as such",
+    "predictive": "Trajectories that the model records at draws of the parameters, coloured by log density",
+    "certificate": "Estimated distance to the maximum-entropy solution, and log weights that lead there",
+}
+"""Of pictures that not every result has."""
 
 
 def report(exported: Any, path: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
@@ -44,21 +54,10 @@ def report(exported: Any, path: str | os.PathLike[str], *, overwrite: bool = Fal
         OSError: If the path cannot be written.
         ImportError: If Matplotlib is missing.
     """
-    path = Path(path)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"Expected a path that ends in .html; got {path}.")
-    if path.exists() and not overwrite:
-        raise ValueError(f"Expected an output that does not exist; got {path}. Pass overwrite=True, or another path.")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
+    path = checked_output(path, (".html", ".htm"), overwrite=overwrite)
     text = _page(as_datatree(exported))
-    # Written aside and renamed: a report is whole or not there.
-    aside = path.with_name(f".{uuid.uuid4().hex}.partial")
-    try:
+    with written_aside(path) as aside:
         aside.write_text(text, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
     return path
 
 
@@ -68,24 +67,34 @@ def _page(tree: xr.DataTree) -> str:
         f"<h1>Emergent property inference: {escape(problem)}</h1>",
         _verdict(tree.attrs),
         "<h2>Property</h2>",
-        _constraints(_group(tree, "constant_data")),
+        _constraints(read_group(tree, "constant_data")),
         "<h2>Parameters</h2>",
         _picture(
             plot_pair(tree), f"Draws of the parameters of {problem}: each pair coloured by log density, marginals"
         ),
+        *_pictures(tree, "matrix"),
         _parameters(tree),
         "<h2>Statistics</h2>",
         _picture(
             plot_statistics(tree), "Draws of each statistic beside its target mean and spread, and those of the prior"
         ),
+        *_pictures(tree, "predictive"),
         "<h2>Directions</h2>",
         _directions(tree),
+        *_sensitivity(optional_group(tree, SENSITIVITY_GROUP)),
         "<h2>Run</h2>",
+        *_pictures(tree, "certificate"),
     ]
     if "optimization" in tree.children and tree["optimization"].to_dataset().sizes.get("epoch"):
         sections.append(_picture(plot_fit(tree), "Entropy, violations and multipliers over the steps of the run"))
     sections.append(_settings(tree.attrs))
     return page(f"{problem}: emergent property inference", "\n".join(sections))
+
+
+def _pictures(tree: xr.DataTree, kind: str) -> list[str]:
+    """One of those that not every result has."""
+    draw = gallery(tree).get(kind)
+    return [_picture(draw(tree), DESCRIPTIONS[kind])] if draw else []
 
 
 def _verdict(attrs: Mapping[Any, Any]) -> str:
@@ -117,7 +126,7 @@ def _constraints(found: xr.Dataset) -> str:
 
 
 def _parameters(tree: xr.DataTree) -> str:
-    draws, prior = _components(_group(tree, "posterior")), _components(_optional(tree, "prior"))
+    draws, prior = read_components(read_group(tree, "posterior")), read_components(optional_group(tree, "prior"))
     rows = []
     for name, values in list(draws.items())[:50]:
         low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95])
@@ -131,7 +140,7 @@ def _parameters(tree: xr.DataTree) -> str:
 
 
 def _directions(tree: xr.DataTree) -> str:
-    draws, prior = _components(_group(tree, "posterior")), _components(_optional(tree, "prior"))
+    draws, prior = read_components(read_group(tree, "posterior")), read_components(optional_group(tree, "prior"))
     names = list(draws)
     if len(names) < 2:
         return paragraphs(["There is one parameter."])
@@ -141,9 +150,7 @@ def _directions(tree: xr.DataTree) -> str:
     own = columns.std(axis=0)
     scale = np.where(spread > 0, spread, np.where(own > 0, own, 1.0))
     variances, vectors = np.linalg.eigh(np.cov(columns.T / scale[:, None]))
-    count = min(len(names), NUM_DIRECTIONS)
-    ends = [*range(count), *range(max(count, len(names) - NUM_DIRECTIONS), len(names))]
-    rows = [(f"{np.sqrt(max(variances[i], 0.0)):.3g}", _combination(vectors[:, i], names)) for i in ends]
+    rows = [(f"{np.sqrt(max(variances[i], 0.0)):.3g}", _combination(vectors[:, i], names)) for i in _ends(len(names))]
     unit = (
         "the prior's standard deviations"
         if np.all(spread > 0)
@@ -152,10 +159,33 @@ def _directions(tree: xr.DataTree) -> str:
     return table((f"spread, in {unit}", "direction"), rows) + paragraphs(
         [
             "The property holds the parameters tightest in the first direction and leaves them free in the last. These are the "
-            "principal axes of all draws; with several modes they also show how the modes lie. Result.density.sensitivity gives "
-            "those of a single mode and what each statistic does there."
+            "principal axes of all draws; with several modes they also show how the modes lie. Those of the density itself, and "
+            "what each statistic does there, are below if the result was exported with sensitivity=..."
         ]
     )
+
+
+def _sensitivity(found: xr.Dataset) -> list[str]:
+    """What `Density.sensitivity` gave, where it was exported."""
+    if "vector" not in found:
+        return []
+    names = [str(name) for name in found["parameter"].values]
+    vectors = found["vector"].transpose("direction", "parameter").values
+    response = found["response"].transpose("direction", "statistic").values
+    ends = _ends(len(vectors))
+    rows = [
+        (f"{float(found['curvature'][i]):.3g}", _combination(vectors[i], names), *(f"{r:+.3g}" for r in response[i]))
+        for i in ends
+    ]
+    header = ("curvature of the log density", "direction", *(f"{s} by a unit step" for s in found["statistic"].values))
+    note = f"Directions in which the density is lost fastest first; at {found.attrs.get('where', 'a place')}."
+    return [table(header, rows), paragraphs([note])]
+
+
+def _ends(size: int) -> list[int]:
+    """The first few and the last few of a list."""
+    count = min(size, NUM_DIRECTIONS)
+    return [*range(count), *range(max(count, size - NUM_DIRECTIONS), size)]
 
 
 def _combination(vector: np.ndarray, names: list[str]) -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 from ._density import Density, OfFlow
 from ._guide import AutoFlow, parameters_only
 from ._keys import key_from_text
-from ._outcome import STATUS, Certificate, Restarts, Summary, Verdict, constraint_table, message, summary
+from ._outcome import STATUS, Certificate, Restarts, Snapshots, Summary, Verdict, constraint_table, message, summary
 from ._problem import Problem
 from ._types import Key, Sites
 
@@ -36,6 +36,7 @@ class Result(eqx.Module):
         seed: The key the run was given, as text.
         certificate: How far from the optimum the answer can be; ``None`` where it was not asked for.
         restarts: All restarts of a fit that had several.
+        snapshots: Draws kept during the run; ``None`` where none were asked for.
     """
 
     problem: Problem
@@ -49,6 +50,7 @@ class Result(eqx.Module):
     seed: str = eqx.field(static=True)
     certificate: Certificate | None = None
     restarts: Restarts | None = None
+    snapshots: Snapshots | None = None
 
     @property
     def satisfied(self) -> bool:
@@ -149,18 +151,29 @@ class Result(eqx.Module):
         data = {n: (("epoch", "constraint")[: a.ndim], a) for n, a in self.records.items()}
         return xr.Dataset(data, coords={"constraint": names, "epoch": np.arange(len(self.records["step"]))})
 
-    def to_arviz(self, key: Key | None = None, *, num_chains: int = 4, num_draws: int = 500) -> Any:
+    def to_arviz(
+        self,
+        key: Key | None = None,
+        *,
+        num_chains: int = 4,
+        num_draws: int = 500,
+        sensitivity: "xr.Dataset | None" = None,
+    ) -> Any:
         """Export as ArviZ data: ``InferenceData`` with ArviZ 0.x, an xarray ``DataTree`` with 1.x.
 
         Args:
             key: For the exported draws; derived from the run's own key by default, so exports repeat.
             num_chains: Independent draws are split into this many chains.
             num_draws: Draws in each.
+            sensitivity: What ``density.sensitivity`` gave, to be kept with the draws; `report` shows it. It takes gradients of
+                the flow, and seconds to compile, so nobody computes it unasked.
         """
-        from ._arviz import result_groups, to_arviz, to_datatree
+        from ._arviz import SENSITIVITY_GROUP, result_groups, to_arviz, to_datatree
 
         key = jax.random.fold_in(key_from_text(self.seed), 7) if key is None else key
-        return to_arviz(to_datatree(*result_groups(self, key=key, num_chains=num_chains, num_draws=num_draws)))
+        groups, attrs = result_groups(self, key=key, num_chains=num_chains, num_draws=num_draws)
+        groups |= {} if sensitivity is None else {SENSITIVITY_GROUP: sensitivity}
+        return to_arviz(to_datatree(groups, attrs))
 
     def tilted_model(self, *, num_simulations: int = 32) -> Callable[[], None]:
         """The maximum-entropy distribution at the result's multipliers, as a plain NumPyro model.
@@ -237,8 +250,15 @@ class Result(eqx.Module):
             num_simulations=num_simulations,
         )
 
-    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    def save(
+        self, path: str | os.PathLike[str], *, overwrite: bool = False, sensitivity: "xr.Dataset | None" = None
+    ) -> None:
         """Write the exported data and the flow to one NetCDF (``.nc``) or Zarr (``.zarr``) file, all or nothing.
+
+        Args:
+            path: Where.
+            overwrite: Replace what is there.
+            sensitivity: As in `to_arviz`.
 
         Raises:
             OSError: If the path cannot be written, or exists and ``overwrite`` is false.
@@ -246,7 +266,7 @@ class Result(eqx.Module):
         """
         from ._store import save
 
-        save(self, path, overwrite=overwrite)
+        save(self, path, overwrite=overwrite, sensitivity=sensitivity)
 
     def __str__(self) -> str:
         return self._summary().text()

@@ -14,10 +14,10 @@ from flowjax.distributions import AbstractDistribution
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from . import flows
-from ._arviz import read_arviz, result_groups, to_datatree, write
+from ._arviz import SENSITIVITY_GROUP, SNAPSHOT_GROUP, read_arviz, result_groups, to_datatree, write
 from ._begin import build_flow
 from ._keys import key_from_text
-from ._outcome import STATUS, Certificate, Verdict
+from ._outcome import STATUS, Certificate, Snapshots, Verdict
 from ._problem import Problem
 from ._result import Result
 
@@ -25,7 +25,13 @@ FLOW_GROUP, VERDICT_GROUP, CERTIFICATE_GROUP = "guide", "verdict", "certificate"
 """Groups of the file beside those that ArviZ knows."""
 
 
-def save(result: Result, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+def save(
+    result: Result,
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+    sensitivity: xr.Dataset | None = None,
+) -> None:
     """Write a result to one NetCDF (``.nc``) or Zarr (``.zarr``) file; see `Result.save`."""
     key = jax.random.fold_in(key_from_text(result.seed), 7)
     groups, attrs = result_groups(result, key=key)
@@ -33,6 +39,8 @@ def save(result: Result, path: str | os.PathLike[str], *, overwrite: bool = Fals
     groups[VERDICT_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.verdict._asdict().items()})
     if result.certificate is not None:
         groups[CERTIFICATE_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.certificate._asdict().items()})
+    if sensitivity is not None:
+        groups[SENSITIVITY_GROUP] = sensitivity
     write(to_datatree(groups, attrs), path, overwrite)
 
 
@@ -74,11 +82,21 @@ def load(path: str | os.PathLike[str], problem: Problem, *, flow: flows.FlowBuil
         seconds=float(tree.attrs["seconds"]),
         seed=str(tree.attrs["seed"]),
         certificate=certificate,
+        snapshots=_snapshots(tree[SNAPSHOT_GROUP].to_dataset()) if SNAPSHOT_GROUP in tree.children else None,
     )
 
 
 def _fields(tree: xr.DataTree, group: str) -> dict[str, Any]:
     return {str(name): _uncell(variable) for name, variable in tree[group].to_dataset().data_vars.items()}
+
+
+def _snapshots(found: xr.Dataset) -> Snapshots:
+    columns: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ("parameter", "statistic", "quality", "step")}
+    for variable in found.data_vars.values():
+        name = str(variable.attrs.get("original_name", variable.name))
+        columns[variable.attrs["kind"]][name] = np.asarray(variable)
+    (step,), (density,) = columns["step"].values(), columns["quality"].values()
+    return Snapshots(step, columns["parameter"], columns["statistic"], density)
 
 
 def _flow_dataset(flow: AbstractDistribution) -> xr.Dataset:

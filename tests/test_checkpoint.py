@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import numpyro_epi as epi
-from numpyro_epi import _checkpoint, _chunks, _fit
+from numpyro_epi import _checkpoint, _chunks, _plan
 
 KEY = jax.random.key(3)
 
@@ -90,6 +90,15 @@ def test_checkpoints_change_nothing(tmp_path, whole):
     assert_same(epi.fit(KEY, problem(), checkpoint=tmp_path / "run.ckpt", every=0.0, **OPTIONS), whole)
 
 
+def test_snapshots_are_resumed_too(tmp_path, monkeypatch):
+    path = tmp_path / "run.ckpt"
+    killed_after(3, path, monkeypatch, num_snapshots=4)
+    resumed = epi.resume(path, problem(), start=epi.starts.Prior(), progress=False)
+    expected = epi.fit(KEY, problem(), num_snapshots=4, **OPTIONS).snapshots
+    for one, other in zip(jax.tree.leaves(resumed.snapshots), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.slow
 def test_restarts_are_resumed_together(tmp_path, monkeypatch):
     path = tmp_path / "run.ckpt"
@@ -112,10 +121,18 @@ def test_a_registered_problem_is_found_again(tmp_path, monkeypatch):
     asked = epi.get_problem("here.cloud", mean=0.25)
     assert asked.origin == ("here.cloud", '{"mean": 0.25}')
     plans = []
-    monkeypatch.setattr(_fit._Plan, "run", lambda plan, *_, **__: plans.append(plan))
+    monkeypatch.setattr(_plan.Plan, "run", lambda plan, *_, **__: plans.append(plan))
     arrays = {"begin.draws": np.zeros((3, 2), np.float32)}
-    wanted = _fit._Plan(
-        KEY, asked, _fit._Method(epi.flows.default, None, None, epi.multipliers.Natural(), None), 20, 100, 1, 0.1, None
+    wanted = _plan.Plan(
+        KEY,
+        asked,
+        _plan.Method(epi.flows.default, None, None, epi.multipliers.Natural(), None),
+        20,
+        100,
+        1,
+        0.1,
+        None,
+        0,
     )
     start = {"fit_draws": False, "message": "here"}
     with _checkpoint.Keeper(path, 0.0, new=True) as keeper:

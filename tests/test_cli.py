@@ -14,6 +14,7 @@ import pytest
 from fake_distributions import GOOD_PROBLEM, GOOD_STATISTIC, PROBLEMS, install
 
 import numpyro_epi
+from numpyro_epi import _gallery
 from numpyro_epi._arviz import read_arviz
 from numpyro_epi._cli import main
 from numpyro_epi._problem import Problem
@@ -466,18 +467,30 @@ def drawn(monkeypatch):
         return FakeFigure()
 
     monkeypatch.setattr(numpyro_epi, "read_arviz", lambda path: path.read_text(), raising=False)
-    for name in ("plot_pair", "plot_fit", "plot_statistics"):
-        monkeypatch.setattr(numpyro_epi, name, draw, raising=False)
+    monkeypatch.setattr(_gallery, "gallery", lambda tree: {"pair": draw, "matrix": draw})
     return trees
 
 
 @pytest.mark.parametrize(("options", "folder"), [([], "."), (["--out", "deep/figures"], "deep/figures")])
-def test_plot_writes_three_figures(here, drawn, options, folder):
+def test_plot_writes_the_figures_that_apply(here, drawn, options, folder):
     (here / "run.nc").write_text("saved")
     assert main(["plot", "run.nc", *options]) == 0
-    assert drawn == ["saved"] * 3
+    assert drawn == ["saved"] * 2
     figures = {path.name for path in (here / folder).glob("*.png")}
-    assert figures == {"run-pair.png", "run-fit.png", "run-statistics.png"}
+    assert figures == {"run-pair.png", "run-matrix.png"}
+
+
+def test_movie_goes_beside_the_file_and_replaces_nothing(here, monkeypatch, user_error, capsys):
+    made = []
+    monkeypatch.setattr(
+        numpyro_epi, "movie", lambda file, out, *, overwrite: made.append((file.name, overwrite)) or out, raising=False
+    )
+    assert main(["movie", "run.nc"]) == 0
+    assert capsys.readouterr().out == "Saved run.gif\n"
+    (here / "run.gif").write_text("mine")
+    assert "Expected an output that does not exist; got run.gif" in user_error("movie", "run.nc")
+    assert main(["movie", "run.nc", "--overwrite"]) == 0
+    assert made == [("run.nc", False), ("run.nc", True)]
 
 
 BAD_FILES = {

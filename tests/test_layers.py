@@ -14,7 +14,7 @@ import numpyro_epi
 
 PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
-    ("_types", "_keys", "_registry", "_html", "_stop"),
+    ("_types", "_keys", "_registry", "_html", "_files", "_stop"),
     ("statistics", "signals", "multipliers", "flows", "_simulator", "_summits"),
     ("_property", "_problem", "_guide", "_check"),
     ("objectives", "_outcome", "_responses", "_density", "_result"),
@@ -31,11 +31,26 @@ LAYERS = (
         "_begin",
         "_restarts",
         "_checkpoint",
+        "_snapshots",
         "_chunks",
+        "_plan",
         "_fit",
     ),
     ("_arviz", "_store", "_tilted"),
-    ("_plots", "_report"),
+    (
+        "_exported",
+        "_canvas",
+        "_overlays",
+        "_pair",
+        "_certificate_plot",
+        "_matrix",
+        "_predictive",
+        "_slices",
+        "_plots",
+        "_gallery",
+        "_movie",
+        "_report",
+    ),
     ("_cli",),
 )
 """From the ground up; within a layer too, a module imports only what stands left of it."""

@@ -15,7 +15,8 @@ from test_arviz import export, network_problem
 
 from numpyro_epi import _plots
 from numpyro_epi._arviz import to_arviz, to_datatree, write
-from numpyro_epi._plots import plot_fit, plot_pair, plot_statistics
+from numpyro_epi._pair import plot_pair
+from numpyro_epi._plots import plot_fit, plot_statistics
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
 from numpyro_epi.statistics import statistic
@@ -307,7 +308,7 @@ def test_statistics_say_how_many_draws_are_not_shown(sized_trees):
 
 
 def test_too_many_statistics_leave_out_those_nearest_to_their_targets(sized_trees, monkeypatch):
-    monkeypatch.setattr(_plots, "_MAX_PANELS", 8)
+    monkeypatch.setattr(_plots, "MAX_PANELS", 8)
     tree = sized_trees[20].copy(deep=True)
     tree["constant_data"]["violation"].values[:21] = np.arange(21)
     figure = plot_statistics(tree)

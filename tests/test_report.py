@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import jax
 import numpy as np
 import pytest
+import xarray as xr
 from problems import EXACT
 
 import numpyro_epi as epi
@@ -22,8 +23,23 @@ def result():
 
 
 @pytest.fixture(scope="module")
-def tree(result):
-    return as_datatree(result.to_arviz(num_draws=50))
+def sensitivity():
+    """In the layout of `Density.sensitivity`."""
+    data = {"curvature": ("direction", [-12.25, -0.5]), "vector": (("direction", "parameter"), np.eye(2))}
+    data["response"] = (("direction", "statistic"), [[3.5, 0.25]] * 2)
+    coords = {"parameter": ["z[0]", "z[1]"], "statistic": ["rate", "gain"]}
+    return xr.Dataset(data, coords=coords, attrs={"where": "one place"})
+
+
+@pytest.fixture(scope="module")
+def tree(result, sensitivity):
+    return as_datatree(result.to_arviz(num_draws=50, sensitivity=sensitivity))
+
+
+def test_sensitivity_is_shown_where_it_was_exported(tree, tmp_path):
+    rows = " ".join(read(epi.report(tree, tmp_path / "page.html")).text)
+    for shown in ("rate by a unit step", "gain by a unit step", "-12.2", "+1.00 z[0]", "+3.5", "+0.25", "at one place"):
+        assert shown in rows
 
 
 def test_notebooks_show_what_is_printed(result):
@@ -84,8 +100,8 @@ def test_page_asks_for_nothing_from_elsewhere(tree, tmp_path):
 
 def test_every_picture_says_what_it_shows(tree, tmp_path):
     pictures = [a for t, a in read(epi.report(tree, tmp_path / "page.html")).tags if t == "img"]
-    assert len(pictures) == 3
-    assert len({picture["alt"] for picture in pictures}) == 3
+    assert len(pictures) == 4
+    assert len({picture["alt"] for picture in pictures}) == 4
     assert all(len(picture["alt"]) > 20 for picture in pictures)
 
 
@@ -110,6 +126,7 @@ def test_texts_of_the_file_are_not_html(tree, tmp_path):
 def test_stiff_direction_of_a_normal_is_first(tree, tmp_path):
     """Draws along (1, -1) are spread ten times less than along (1, 1)."""
     one = tree.copy(deep=True)
+    del one["sensitivity"]
     along, across = np.random.default_rng(0).normal(size=(2, 4, 50))
     z = np.stack([along + 0.1 * across, along - 0.1 * across], axis=-1) / np.sqrt(2)
     posterior = one["posterior"].to_dataset()
@@ -136,7 +153,7 @@ def test_report_replaces_nothing_unasked(tree, tmp_path):
 
 
 def test_report_is_a_page(tree, tmp_path):
-    with pytest.raises(ValueError, match=r"Expected a path that ends in \.html; got .*page\.pdf"):
+    with pytest.raises(ValueError, match=r"Expected a path that ends in \.html or \.htm; got .*page\.pdf"):
         epi.report(tree, tmp_path / "page.pdf")
 
 

@@ -1,0 +1,83 @@
+"""Exported data as pictures and pages read it: one column of draws for each number, by its name."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from ._arviz import SAMPLE_DIMS
+
+
+def read_group(tree: xr.DataTree, name: str) -> xr.Dataset:
+    if name not in tree.children:
+        raise ValueError(f"Expected a group {name!r}; got the groups {sorted(tree.children)}.")
+    return tree[name].to_dataset()
+
+
+def optional_group(tree: xr.DataTree, name: str) -> xr.Dataset:
+    return read_group(tree, name) if name in tree.children else xr.Dataset()
+
+
+def labels_of(array: xr.DataArray) -> list[str]:
+    """One name for each component, as constraints are named; a component is what is left of a draw's array."""
+    axes = [map(str, array[dim].values) for dim in array.dims if dim not in SAMPLE_DIMS]
+    name = array.attrs.get("original_name", str(array.name))
+    return [f"{name}[{','.join(index)}]" if index else name for index in itertools.product(*axes)]
+
+
+def read_components(dataset: xr.Dataset, kind: str = "parameter") -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for array in dataset.data_vars.values():
+        if array.attrs.get("kind") == kind:
+            labels = labels_of(array)
+            columns = array.transpose(*SAMPLE_DIMS, ...).values.reshape(-1, len(labels)).T
+            found |= dict(zip(labels, columns, strict=True))
+    return found
+
+
+def read_bounds(tree: xr.DataTree) -> dict[str, tuple[float, float]]:
+    arrays = optional_group(tree, "constant_data").data_vars.values()
+    ends = {(a.attrs["parameter"], a.attrs["kind"]): a.values.ravel() for a in arrays if "parameter" in a.attrs}
+    found: dict[str, tuple[float, float]] = {}
+    for name, array in read_group(tree, "posterior").data_vars.items():
+        site = array.attrs.get("original_name", name)
+        if (site, "lower bound") in ends:
+            pairs = zip(ends[site, "lower bound"].tolist(), ends[site, "upper bound"].tolist(), strict=True)
+            found |= dict(zip(labels_of(array), pairs, strict=True))
+    return found
+
+
+def select_names(names: list[str], wanted: Sequence[str] | None) -> list[str]:
+    if isinstance(wanted, str):
+        raise TypeError(f"Expected a sequence of names; got the string {wanted!r}. Write ({wanted!r},).")
+    if wanted is None:
+        return names
+    sites = {name.partition("[")[0] for name in names}
+    if unknown := [name for name in wanted if name not in {*names, *sites}]:
+        raise ValueError(f"Expected parameters among {sorted(sites)} and their components {names}; got {unknown}.")
+    if not wanted:
+        raise ValueError("Expected at least one parameter; got an empty sequence. Leave it out for all.")
+    return [name for name in names if name in wanted or name.partition("[")[0] in wanted]
+
+
+def read_targets(constraints: xr.Dataset) -> dict[str, dict[str, Any]]:
+    """Mean, spread, unit and distance of each statistic component, by its name."""
+    rows = [constraints.isel(constraint=i) for i in range(constraints.sizes["constraint"])]
+    spreads = {str(row["statistic"].item()): math.sqrt(row["target"].item()) for row in rows if row["order"] == 2}
+    found = {}
+    for row in (row for row in rows if row["order"] == 1):
+        name, distance = str(row["statistic"].item()), abs(row["violation"].item())
+        unit = str(row["unit"].item())
+        found[name] = {"mean": row["target"].item(), "std": spreads.get(name), "unit": unit, "distance": distance}
+    return found
+
+
+def finite_part(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
+
+
+def read_gap(tree: xr.DataTree) -> float:
+    return float(tree.attrs.get("gap", np.nan))

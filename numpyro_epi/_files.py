@@ -1,0 +1,40 @@
+"""Files that are written whole or not at all, and replace nothing unasked."""
+
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def checked_output(path: str | os.PathLike[str], suffixes: Sequence[str], *, overwrite: bool) -> Path:
+    """A path that may be written.
+
+    Args:
+        path: Where to write.
+        suffixes: Those that it may have, the ones to name in an error.
+        overwrite: Whether something may be there.
+
+    Raises:
+        ValueError: If the suffix is another, or the file exists and ``overwrite`` is false.
+        FileNotFoundError: If there is no such folder.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"Expected a path that ends in {' or '.join(suffixes)}; got {path}.")
+    if path.exists() and not overwrite:
+        raise ValueError(f"Expected an output that does not exist; got {path}. Pass overwrite=True, or another path.")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
+    return path
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """Hand out a path beside this one, of the same suffix, and rename what is there once it is complete."""
+    aside = path.with_name(f".{uuid.uuid4().hex}.partial{path.suffix}")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,363 @@
+"""One run of the augmented-Lagrangian loop, afresh or from a checkpoint: what it depends on, and what comes of it."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flowjax.distributions import AbstractDistribution
+
+from . import _optimizer, flows, objectives, starts
+from ._begin import begin_flow, num_components
+from ._certificate import assess, cost
+from ._checkpoint import Keeper, Saved, describe
+from ._chunks import NUM_CHUNKS, Chunks, run_chunks, violations
+from ._fresh import measure
+from ._keys import key_text
+from ._loop import EpochRecord, Loop, LoopState, partition
+from ._outcome import STATUS, Verdict
+from ._problem import Problem
+from ._restarts import Candidates, Fleet, rank
+from ._result import Result
+from ._snapshots import Recorder
+from ._stop import StopRequest
+from ._types import Key, Metric, Moments
+from .multipliers import AbstractMultiplierRule
+from .objectives import AbstractObjective, Anchored
+
+FRESH_BATCHES = 80
+"""Batches of the verdict: with 500 draws each, a mean's 95 % interval is 0.01 standard deviations wide on either side."""
+
+AVERAGED_PART = 30
+"""The guide is averaged over the last steps, about one in so many."""
+
+STEPS_PER_BATCH = 4
+"""A run ends with one batch for so many steps to read its multipliers from: a tenth of its time, since they need no
+gradients, and the mean's error is theirs."""
+
+MIN_WEIGHTED, BIASED_PART = 1000.0, 0.01
+"""Effective draws, and the part of the guide's residual variance that is taken to lie along the statistics and so to bias its
+own multipliers, from which on the certificate's are better: their relative variance is one over its effective draws."""
+
+MAX_DISTANCE = 0.5
+"""Variance of ``log q - log base + eta . T``, nats^2, up to which a guide shows its multipliers better than its history."""
+
+START_BATCHES = 8
+"""Batches that measure the guide before the first step."""
+
+MAX_PROPOSALS = 4
+"""Most guides whose draws a certificate weighs: the chosen one and the best other restarts."""
+
+MAX_CERTIFICATE_SHARE = 0.2
+"""Most model runs of a certificate that nobody asked for, as a share of the loop's own."""
+
+MORE = 4
+"""Times as many batches where a verdict's interval crosses the tolerance that its mean is within."""
+
+
+class Method(NamedTuple):
+    """How a run was asked to go about it, as given."""
+
+    flow: flows.FlowBuilder
+    start: starts.AbstractStart | None
+    objective: AbstractObjective | None
+    rule: AbstractMultiplierRule
+    optimizer: optax.GradientTransformation | None
+
+    def described(self) -> dict[str, str]:
+        """In words that are the same in another process; an optimiser is functions, and only known to be one's own."""
+        return {
+            "flow": repr(self.flow)
+            if isinstance(self.flow, eqx.Module)
+            else getattr(self.flow, "__qualname__", "a flow"),
+            "start": repr(self.start),
+            "objective": repr(self.objective),
+            "rule": repr(self.rule),
+            "optimizer": "the default" if self.optimizer is None else "one that was given",
+        }
+
+
+class Plan(NamedTuple):
+    """A run before its first step: all that its result depends on."""
+
+    key: Key
+    problem: Problem
+    method: Method
+    num_draws: int
+    max_steps: int
+    num_restarts: int
+    tolerance: float
+    certify: bool | None
+    num_snapshots: int
+
+    def about(self) -> dict[str, Any]:
+        numbers = {name: getattr(self, name) for name in self._fields[3:]}
+        return {**describe(self.problem, self.method.described()), "key": key_text(self.key), "numbers": numbers}
+
+    def begin(self) -> starts.Start:
+        start = starts.default(self.problem) if self.method.start is None else self.method.start
+        return start(jax.random.split(self.key, 5)[0], self.problem)
+
+    def run(
+        self, begin: starts.Start, saved: Saved | None, keeper: Keeper | None, *, began: float, progress: bool
+    ) -> Result:
+        """All that comes after the start."""
+        keys = jax.random.split(self.key, 5)
+        fleet, run, budget = self._launch(keys, begin, saved)
+        recorder = Recorder(self.problem, jax.random.fold_in(keys[2], 5), self.num_snapshots)
+        if saved is not None:
+            recorder.restore(fleet, run.state, saved.arrays)
+        about = self.about() if keeper is not None else {}
+
+        def judge(states: list[LoopState], chunk: int, num_batches: int = FRESH_BATCHES) -> list[Verdict]:
+            # Every look at the run takes draws of its own.
+            key = jax.random.fold_in(jax.random.fold_in(keys[2], 1), chunk)
+            return [measure(self.problem, f, key, num_batches, self.num_draws).verdict() for f in fleet.flows(states)]
+
+        def keep(run: Chunks, now: bool) -> None:
+            if keeper is not None:
+                arrays = {"begin.draws": np.asarray(begin.draws)} | run.arrays() | recorder.arrays()
+                arrays |= {} if begin.eta is None else {"begin.eta": np.asarray(begin.eta)}
+                start = {"fit_draws": begin.fit_draws, "message": begin.message}
+                seconds = time.perf_counter() - began
+                keeper.save({**about, "begin": start, "chunks": len(run.found), "seconds": seconds}, arrays, now=now)
+
+        with StopRequest() as stop:
+            run, verdicts, is_cut = run_chunks(
+                fleet, run, budget, judge, keep, stop, recorder, tolerance=self.tolerance, progress=progress
+            )
+        states = fleet.split(run.state)
+        if not is_cut:
+            verdicts = _looked_at_again(
+                self.problem, verdicts, self.tolerance, lambda: judge(states, NUM_CHUNKS + 1, MORE * FRESH_BATCHES)
+            )
+        return self._finish(keys, begin, fleet, run, verdicts, stop.signal_name if is_cut else "", began, recorder)
+
+    def _launch(self, keys: Key, begin: starts.Start, saved: Saved | None) -> tuple[Fleet, Chunks, int]:
+        """The compiled loop, where it stands, and the steps that it may take."""
+        problem, method, is_known = self.problem, self.method, saved is not None
+        objective = objectives.default(problem) if method.objective is None else method.objective
+        annealed = method.rule.anneals and begin.eta is None
+        settings = _Settings(
+            problem,
+            objective if begin.eta is None else Anchored(objective, begin.draws),
+            method.rule,
+            method.optimizer or _optimizer.default(self.max_steps),
+            self.num_draws,
+            anneal_steps=int(0.6 * self.max_steps) if annealed else 0,
+            memory=max(1, self.max_steps // AVERAGED_PART),
+        )
+        begun = []
+        for one in _restart_keys(keys, self.num_restarts):
+            flow = begin_flow(one[1], method.flow, begin, problem.dim, is_fitted=is_known)
+            begun.append(settings.begin(flow, begin, one, is_known=is_known))
+        fleet = Fleet.of([loop for loop, _, _ in begun])
+        run = Chunks(fleet.stack([state for _, state, _ in begun]), [])
+        if saved is not None:
+            run = Chunks.read(saved.arrays, run.state, saved.about["chunks"], self.num_restarts)
+        return fleet, run, self.max_steps if all(finite_share > 0 for *_, finite_share in begun) else 0
+
+    def _finish(
+        self,
+        keys: Key,
+        begin: starts.Start,
+        fleet: Fleet,
+        run: Chunks,
+        verdicts: list[Verdict],
+        cut_by: str,
+        began: float,
+        recorder: Recorder,
+    ) -> Result:
+        """Multipliers, certificate, and the choice among restarts; a run that a signal cut short gets no certificate."""
+        problem, num_draws, tolerance = self.problem, self.num_draws, self.tolerance
+        states, records = fleet.split(run.state), run.records(self.num_restarts)
+        statuses = [_status(problem, v, r, tolerance) for v, r in zip(verdicts, records, strict=True)]
+        late = [_late_multipliers(state, record) for state, record in zip(states, records, strict=True)]
+        eta = np.asarray(begin.eta if begin.eta is not None else np.median(late, axis=0), float)
+        found = Candidates(fleet.flows(states), verdicts, statuses)
+        restarts = None
+        if self.num_restarts > 1:
+            found, restarts = rank(
+                jax.random.fold_in(keys[2], 4), problem, found, eta, measure_with=(FRESH_BATCHES, num_draws)
+            )
+        fitted, verdict, status = found.flows[0], found.verdicts[0], found.statuses[0]
+        if restarts is not None and restarts.mixed:
+            status = _status(problem, verdict, records[restarts.chosen], tolerance)
+        steps = int(states[0].step)
+        residual = None
+        if begin.eta is None and status is STATUS.satisfied:
+            num_batches = max(FRESH_BATCHES, steps // STEPS_PER_BATCH)
+            shown = measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws)
+            shown_eta, residual = shown.multipliers(problem.target)
+            eta = shown_eta if residual < MAX_DISTANCE else eta
+        certificate = None
+        proposals = 1 + min(len(found.flows), MAX_PROPOSALS) + (begin.eta is not None)
+        simulations = self.num_restarts * steps * num_draws
+        status = STATUS.interrupted if cut_by else status
+        if (
+            not cut_by
+            and _certifies(self.certify, problem, proposals, simulations=simulations)
+            and np.all(np.isfinite(eta))
+        ):
+            certificate = assess(
+                jax.random.fold_in(keys[2], 3),
+                problem,
+                fitted,
+                eta,
+                solution=begin.draws if begin.eta is not None else None,
+                others=found.flows[1:MAX_PROPOSALS],
+            )
+            # Weights correct for what the guide misses of the solution, which its regression on the statistics does not; but
+            # they are fewer draws.
+            enough = max(MIN_WEIGHTED, 1.0 / (BIASED_PART * max(residual or 0.0, 1e-9)))
+            if residual is not None and certificate.tilted and certificate.ess > enough:
+                eta = certificate.eta
+        return Result(
+            problem=problem,
+            flow=fitted,
+            status=status,
+            verdict=verdict,
+            eta=np.asarray(eta, float),
+            records=_history(records[restarts.chosen if restarts else 0], problem),
+            settings={
+                "num_draws": num_draws,
+                "max_steps": self.max_steps,
+                "steps": steps,
+                "tolerance": tolerance,
+                "num_restarts": self.num_restarts,
+                "start_message": begin.message,
+                "flow": self.method.described()["flow"],
+                "rule": repr(self.method.rule),
+                "num_components": num_components(begin),
+                "num_mixed": restarts.num_mixed if restarts else 1,
+                "cut_by": cut_by,
+            },
+            seconds=time.perf_counter() - began,
+            seed=key_text(self.key),
+            certificate=certificate,
+            restarts=restarts,
+            snapshots=recorder.of(restarts.chosen if restarts else 0),
+        )
+
+
+class _Settings(NamedTuple):
+    """What all restarts of a run have in common."""
+
+    problem: Problem
+    objective: AbstractObjective
+    rule: AbstractMultiplierRule
+    optimizer: optax.GradientTransformation
+    num_draws: int
+    anneal_steps: int
+    memory: int
+
+    def begin(
+        self, flow: AbstractDistribution, begin: starts.Start, keys: Key, *, is_known: bool
+    ) -> tuple[Loop, LoopState, float]:
+        """The loop and first state of one restart, and the share of its first draws that are finite.
+
+        Where the state ``is_known`` nothing is measured, and only the state's structure means something.
+        """
+        parameters, static = partition(flow)
+        size = len(self.problem.constraints)
+        mean, covariance, finite_share = np.zeros(size), np.eye(size), 1.0
+        if not is_known:
+            first = measure(self.problem, flow, keys[2], START_BATCHES, self.num_draws)
+            mean, covariance, finite_share = first.mean, first.covariance, first.finite_share
+        state = LoopState(
+            parameters=parameters,
+            averaged=parameters,
+            optimizer=self.optimizer.init(parameters),
+            rule=_begin_rule(self.rule, keys[3], jnp.asarray(covariance, float), begin.eta),
+            start_moments=jnp.asarray(mean, float),
+            remaining=jnp.asarray(1.0 if self.anneal_steps else 0.0, float),
+            key=keys[4],
+            step=jnp.zeros((), int),
+        )
+        loop = Loop(
+            self.problem,
+            static,
+            self.objective,
+            self.rule,
+            self.optimizer,
+            self.num_draws,
+            self.anneal_steps,
+            self.memory,
+        )
+        return loop, state, finite_share
+
+
+def _looked_at_again(
+    problem: Problem, verdicts: list[Verdict], tolerance: float, again: Callable[[], list[Verdict]]
+) -> list[Verdict]:
+    """More fresh draws where those there were leave open whether a mean is within the tolerance."""
+
+    def is_open(verdict: Verdict) -> bool:
+        within = np.abs(verdict.mean - problem.target) <= tolerance * verdict.scale
+        return bool(np.all(within) and not np.all(verdict.satisfies(problem.target, tolerance)))
+
+    return again() if any(map(is_open, verdicts)) else verdicts
+
+
+def _restart_keys(keys: Key, num_restarts: int) -> list[Key]:
+    """Keys of each restart; the first one's are those of a run without restarts."""
+    more = [jax.vmap(lambda key, i=i: jax.random.fold_in(key, 1000 + i))(keys) for i in range(1, num_restarts)]
+    return [keys, *more]
+
+
+def _certifies(asked: bool | None, problem: Problem, num_proposals: int, *, simulations: int) -> bool:
+    return cost(problem, num_proposals) <= MAX_CERTIFICATE_SHARE * simulations if asked is None else asked
+
+
+def _begin_rule(rule: AbstractMultiplierRule, key: Key, covariance: Metric, eta: Moments | None) -> Any:
+    state = rule.init(key, covariance)
+    return state if eta is None else state._replace(eta=eta.astype(state.eta.dtype))
+
+
+def _status(problem: Problem, verdict: Verdict, records: EpochRecord | None, tolerance: float) -> STATUS:
+    if records is None or not (np.isfinite(verdict.entropy) and np.all(np.isfinite(verdict.mean))):
+        return STATUS.nonfinite
+    if np.all(verdict.satisfies(problem.target, tolerance)):
+        return STATUS.satisfied if verdict.finite_share == 1.0 else STATUS.nonfinite_draws
+    return STATUS.infeasible if _out_of_reach(problem, verdict, records, tolerance) else STATUS.unsatisfied
+
+
+def _out_of_reach(problem: Problem, verdict: Verdict, records: EpochRecord, tolerance: float) -> bool:
+    """Whether the dual seems unbounded: eta moved far in the last quarter, against a violation that did not give way.
+
+    The dual has no minimum exactly where no distribution has the property; then eta runs along a direction in which
+    every moment that the model can produce lies on one side of the targets.
+    """
+    quarter = max(1, len(records.step) // 4)
+    if len(records.step) < 8:
+        return False
+    moved = (records.eta[-1] - records.eta[-quarter]) * verdict.scale
+    violation = verdict.violation(problem.target)
+    worst = int(np.argmax(np.abs(violation)))
+    late = violations(records, problem)[-quarter:, worst]
+    return bool(
+        abs(violation[worst]) > tolerance
+        and moved[worst] * violation[worst] > 0.1
+        and np.all(np.sign(late) == np.sign(late[0]))
+    )
+
+
+def _late_multipliers(state: LoopState, records: EpochRecord | None) -> np.ndarray:
+    if records is None:
+        return np.asarray(state.rule.eta, float)
+    return np.asarray(records.eta, float)[-max(1, len(records.eta) // 10) :].mean(axis=0)
+
+
+def _history(records: EpochRecord | None, problem: Problem) -> dict[str, np.ndarray]:
+    if records is None:
+        size = len(problem.constraints)
+        vectors = ("moment", "scale", "eta")
+        records = EpochRecord(**{n: jnp.zeros((0, size) if n in vectors else 0) for n in EpochRecord._fields})
+    columns = {name: np.asarray(column) for name, column in records._asdict().items()}
+    columns["multiplier"] = columns.pop("eta")
+    columns["violation"] = violations(records, problem)
+    return columns
