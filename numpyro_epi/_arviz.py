@@ -22,7 +22,9 @@ import xarray as xr
 from jaxtyping import Array
 
 from ._certificate import pareto_khat, weigh
+from ._inspection import Refused, inspect
 from ._problem import Problem, list_problems
+from ._seal import CHECKSUMS, broken_seal, seal
 from ._simulator import Draw, Simulator
 from ._types import Draws, Key, PerDraw, Scalar, Unconstrained
 from .statistics import Statistic, list_statistics
@@ -31,6 +33,7 @@ SAMPLE_DIMS = ("chain", "draw")
 """Dims along which ArviZ finds independent or successive draws."""
 
 _MARK = "numpyro_epi_version"
+_HAS_CHECKSUMS = "numpyro_epi_checksums"
 _INDEPENDENT = "Chains are a split of independent draws: nothing is correlated along draw or chain."
 
 
@@ -171,9 +174,12 @@ def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> N
     try:
         if target.suffix == ".nc":
             tree.to_netcdf(fresh, engine="h5netcdf")
+            seal(fresh)
         else:
+            tree.attrs[_HAS_CHECKSUMS] = CHECKSUMS
             # Format 2 has a specification for text and for metadata in one place; format 3 has neither yet.
             tree.to_zarr(fresh, zarr_format=2, consolidated=True, encoding=_checked(tree))
+            seal(fresh)
             if target.exists():
                 target.rename(old)
         os.replace(fresh, target)
@@ -184,31 +190,53 @@ def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> N
 def read_arviz(path: str | os.PathLike[str]) -> xr.DataTree:
     """Read an exported file into memory and close it; it needs no model, no flow and no ArviZ.
 
-    A Zarr folder that has lost whole chunk files cannot be told from a complete one: copy such folders with care.
+    No code in the file is run, no link in it followed. What was saved with a digest is compared with it first; what another
+    program has rewritten has none.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the suffix is unknown, the file is truncated or damaged, or something else wrote it.
+        ValueError: If the suffix is unknown, the file is truncated or damaged, something else wrote it, or it holds what no
+            export does.
         ImportError: If it is a Zarr folder and Zarr is not installed.
     """
     source = Path(path)
     engine = _engine(source)
     if not source.exists():
         raise FileNotFoundError(f"Expected an exported result at {source}; there is no such file.")
+    if source.is_dir() != (source.suffix == ".zarr"):
+        raise ValueError(
+            f"Expected a NetCDF file or a Zarr folder, as the suffix says; got the {'folder' if source.is_dir() else 'file'} "
+            f"{source}. Give it the other suffix."
+        )
+    if broken := broken_seal(source):
+        raise ValueError(_damaged(source, broken, engine))
     try:
-        with xr.open_datatree(source, engine=engine) as opened:
+        inspect(source)
+        # Nothing of ours is a date; a stranger's attribute cannot make it one.
+        with xr.open_datatree(source, engine=engine, decode_times=False) as opened:
             groups, attrs = opened.load().to_dict(), {str(name): value for name, value in opened.attrs.items()}
+    except Refused:
+        raise
     # Each storage library fails in its own way on a damaged file: say which file, and keep the cause.
     except Exception as error:
         raise ValueError(
             f"Expected a complete exported result at {source}; reading it failed: {error}. It may be truncated, or not "
             "what its suffix says. Export it again."
         ) from error
+    if CHECKSUMS == attrs.pop(_HAS_CHECKSUMS, "") and not (source / CHECKSUMS).exists():
+        raise ValueError(_damaged(source, f"{CHECKSUMS!r} is missing", engine))
     if _MARK not in attrs:
         raise ValueError(
             f"Expected a file that numpyro_epi exported (attribute {_MARK!r}); {source} has {sorted(attrs)}."
         )
     return to_datatree(groups, attrs)
+
+
+def _damaged(source: Path, what: str, engine: str) -> str:
+    return (
+        f"Expected a complete exported result at {source}; {what}. It may be truncated or damaged, or another program edited "
+        f"it. Export it again; xarray.open_datatree({str(source)!r}, engine={engine!r}) reads what is there."
+    )
 
 
 class _Measured(NamedTuple):
@@ -457,7 +485,10 @@ def _parts(name: str, values: Any) -> dict[str, np.ndarray]:
         return {f"{name}.real": np.real(array), f"{name}.imag": np.imag(array)}
     if array.dtype.kind == "V":  # bfloat16 and its kin, which no file format knows.
         return {name: array.astype(np.float32)}
-    return {name: array.astype(str) if array.dtype.kind in "OT" else array}
+    if array.dtype.kind in "OT":
+        # By way of a list, since NumPy casts its texts of any length to none of a fixed one.
+        return {name: np.array([str(value) for value in array.ravel()], str).reshape(array.shape)}
+    return {name: array}
 
 
 def _attributes(attrs: Mapping[Any, Any]) -> dict[str, str | int | float]:
