@@ -21,6 +21,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
+from ._arguments import check_count
 from ._certificate import pareto_khat, weigh
 from ._inspection import Refused, inspect
 from ._problem import Problem, list_problems
@@ -94,8 +95,8 @@ def result_groups(
     Raises:
         ValueError: If a count is not positive.
     """
-    if num_chains < 1 or num_draws < 1:
-        raise ValueError(f"Expected at least one chain and one draw; got {num_chains} chains of {num_draws} draws.")
+    check_count("num_chains", num_chains)
+    check_count("num_draws", num_draws)
     shape, problem = (num_chains, num_draws), result.problem
     guide_key, prior_key = jax.random.split(key)
     measured, draws = _from_guide(problem, result.flow, guide_key, math.prod(shape))
@@ -146,7 +147,7 @@ def as_datatree(exported: Any) -> xr.DataTree:
     if hasattr(exported, "to_datatree"):
         return exported.to_datatree()
     raise TypeError(
-        f"Expected exported data (a DataTree, an InferenceData or a path); got {type(exported).__name__}. A result "
+        f"Expected exported data (a DataTree, an InferenceData or a path); got {exported!r:.100}. A result "
         "exports itself: result.to_arviz()."
     )
 
@@ -168,7 +169,7 @@ def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> N
     """
     tree, target = as_datatree(tree), Path(path)
     tree = to_datatree(tree.to_dict(), tree.attrs)
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     token = uuid.uuid4().hex
     fresh, old = target.with_name(f".{token}.partial"), target.with_name(f".{token}.replaced")
     try:
@@ -515,16 +516,21 @@ def _engine(path: Path) -> str:
     return engines[path.suffix]
 
 
-def _check_target(path: Path, overwrite: bool) -> None:
+def check_target(path: Path, overwrite: bool) -> None:
+    """Find out whether something can be written, before what takes long.
+
+    Raises:
+        ValueError: As `write`, and the others.
+    """
     engine = _engine(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"Expected a folder one can write to; got {path.parent}.")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"Expected nothing at {path} yet; it exists. Pass overwrite=True to replace it.")
     ours = path.is_file() if engine == "h5netcdf" else any((path / part).is_file() for part in (".zgroup", "zarr.json"))
-    if path.exists() and not ours:
+    if os.path.lexists(path) and not ours:
         raise FileExistsError(f"Expected {path} to be something {engine} wrote; it is not, so it is not replaced.")
 
 

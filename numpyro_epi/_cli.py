@@ -8,8 +8,10 @@ import argparse
 import ast
 import importlib.util
 import itertools
+import os
 import shutil
 import sys
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from inspect import Parameter, signature
 from pathlib import Path
@@ -102,6 +104,7 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_plot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="a result saved by fit")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the PNG files (default: beside FILE)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the PNG files if they exist")
 
 
 def _add_report_arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,14 +191,29 @@ def _plot(arguments: argparse.Namespace) -> int:
     from . import plot_fit, plot_pair, plot_statistics, read_arviz
 
     source = arguments.file
-    tree = read_arviz(source)
     folder = arguments.out or source.parent
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"Expected --out to be a folder; got {folder}, which is none.")
+    draws = {"pair": plot_pair, "fit": plot_fit, "statistics": plot_statistics}
+    paths = {kind: folder / f"{source.stem}-{kind}.png" for kind in draws}
+    for path in paths.values():
+        _check_free(path, overwrite=arguments.overwrite)
+    tree = read_arviz(source)
     folder.mkdir(parents=True, exist_ok=True)
-    for kind, draw in (("pair", plot_pair), ("fit", plot_fit), ("statistics", plot_statistics)):
-        path = folder / f"{source.stem}-{kind}.png"
-        draw(tree).savefig(path)
-        print(f"Saved {path}")
+    for kind, draw in draws.items():
+        _save_figure(draw(tree), paths[kind])
+        print(f"Saved {paths[kind]}")
     return DONE
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    # Written aside and renamed: a picture is whole or not there, and a link is replaced, not what it leads to.
+    aside = path.with_name(f".{uuid.uuid4().hex}.png")
+    try:
+        figure.savefig(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -313,22 +331,24 @@ def _file_name(name: str) -> str:
 
 def _check_output(path: Path, *, overwrite: bool) -> None:
     """Find out before a long run whether its result can be saved."""
-    from ._arviz import _check_target
+    from ._arviz import check_target
 
     _check_free(path, overwrite=overwrite)
-    _check_target(path, overwrite)
+    check_target(path, overwrite)
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise ValueError(f"Expected an output that does not exist; got {path}. Pass --overwrite, or another --out.")
+    if path.is_dir() and path.suffix != ".zarr":
+        raise ValueError(f"Expected the output to be a file; got the folder {path}. Pass another --out.")
 
 
 def _save(result: Any, path: Path, *, overwrite: bool) -> Path:
     # What is there goes only once the new result is complete; and only if we may: another run may have taken the name
     # since the check, and then both results stay.
     numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    free = next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
+    free = next(candidate for candidate in itertools.chain([path], numbered) if not os.path.lexists(candidate))
     result.save(free)
     if free == path or not overwrite:
         return free

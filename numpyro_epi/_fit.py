@@ -15,6 +15,7 @@ from flowjax.distributions import AbstractDistribution
 from tqdm.auto import tqdm
 
 from . import _optimizer, flows, objectives, starts
+from ._arguments import as_number, check_instance, check_optional
 from ._begin import begin_flow, num_components
 from ._certificate import assess, cost
 from ._fresh import measure
@@ -110,6 +111,8 @@ def fit(
     began = time.perf_counter()
     key = checked_key(key)
     _check_arguments(problem, tolerance)
+    _check_choices(flow, start=start, objective=objective, rule=rule, optimizer=optimizer)
+    check_optional(certify=certify, progress=progress)
     num_draws = problem.num_draws if num_draws is None else num_draws
     max_steps = problem.max_steps if max_steps is None else max_steps
     check_budget(num_draws=num_draws, max_steps=max_steps, num_restarts=num_restarts)
@@ -364,5 +367,21 @@ def _shows(progress: bool | None) -> bool:
 def _check_arguments(problem: Problem, tolerance: float) -> None:
     if not isinstance(problem, Problem):
         raise TypeError(f"Expected a Problem; got {type(problem).__name__}. Write fit(key, Problem(model, property)).")
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"Expected a finite tolerance > 0, in standard deviations; got {tolerance}.")
+    if not 0 < as_number(tolerance) < math.inf:
+        raise ValueError(f"Expected a finite tolerance > 0, in standard deviations; got {tolerance!r}.")
+
+
+def _check_choices(flow: Any, *, start: Any, objective: Any, rule: Any, optimizer: Any) -> None:
+    if not callable(flow) or isinstance(flow, type):
+        raise TypeError(
+            f"Expected flow to be a builder (key, dim) -> distribution, such as flows.Coupling(); got {flow!r}."
+        )
+    check_instance("rule", rule, AbstractMultiplierRule, "a rule, such as multipliers.Natural()")
+    if start is not None:
+        check_instance("start", start, starts.AbstractStart, "a start, such as starts.Prior()")
+    if objective is not None:
+        check_instance("objective", objective, AbstractObjective, "an objective, such as objectives.Pathwise()")
+    if optimizer is not None:
+        check_instance(
+            "optimizer", optimizer, optax.GradientTransformation, "an optax optimiser, such as optax.adam(1e-3)"
+        )

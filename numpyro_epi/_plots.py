@@ -11,6 +11,7 @@ import numpy as np
 import xarray as xr
 from scipy.stats import ks_2samp
 
+from ._arguments import check_count
 from ._arviz import SAMPLE_DIMS, as_datatree
 
 if TYPE_CHECKING:
@@ -46,8 +47,8 @@ def plot_pair(
         ImportError: If Matplotlib is missing.
     """
     tree = as_datatree(exported)
-    if num_draws < 1 or max_parameters < 1:
-        raise ValueError(f"Expected positive counts; got num_draws={num_draws}, max_parameters={max_parameters}.")
+    check_count("num_draws", num_draws)
+    check_count("max_parameters", max_parameters)
     draws, prior = _components(_group(tree, "posterior")), _components(_optional(tree, "prior"))
     names = _select(list(draws), parameters)
     shown = _most_changed(names, draws, prior, max_parameters)

@@ -47,8 +47,10 @@ def report(exported: Any, path: str | os.PathLike[str], *, overwrite: bool = Fal
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"Expected a path that ends in .html; got {path}.")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise ValueError(f"Expected an output that does not exist; got {path}. Pass overwrite=True, or another path.")
+    if path.is_dir():
+        raise ValueError(f"Expected the page to be a file; got the folder {path}. Give another path.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
     text = _page(as_datatree(exported))
