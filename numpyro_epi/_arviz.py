@@ -6,7 +6,9 @@ import json
 import math
 import os
 import shutil
+import unicodedata
 import uuid
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -34,6 +36,8 @@ SAMPLE_DIMS = ("chain", "draw")
 """Dims along which ArviZ finds independent or successive draws."""
 
 _MARK = "numpyro_epi_version"
+_LONGEST_KEY = 200
+_RESERVED = frozenset({"DIMENSION_LIST", "zarr.json"})
 _HAS_CHECKSUMS = "numpyro_epi_checksums"
 _INDEPENDENT = "Chains are a split of independent draws: nothing is correlated along draw or chain."
 
@@ -118,7 +122,7 @@ def result_groups(
 def to_datatree(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> xr.DataTree:
     """Gather groups in one tree that NetCDF and Zarr can hold.
 
-    ``/`` in a name becomes ``.``, and the variable keeps its ``original_name`` as an attribute. A complex variable
+    A name that a file cannot hold is changed, ``/`` to ``.``, and the variable keeps its ``original_name``. A complex variable
     becomes two, ``.real`` and ``.imag``. Attributes become text, integers or floats: flags 0 or 1, None an empty text,
     anything nested JSON.
     """
@@ -468,8 +472,8 @@ def _certificate_attributes(certificate: Any) -> dict[str, Any]:
 def _portable(dataset: xr.Dataset) -> xr.Dataset:
     originals: dict[str, str] = {}
     taken = {str(name) for name in (*dataset.variables, *dataset.dims)}
-    for name in sorted(name for name in taken if "/" in name):
-        originals[_free(name.replace("/", "."), {*taken, *originals}, prefix="site.")] = name
+    for name in sorted(name for name in taken if _file_key(name) != name):
+        originals[_free(_file_key(name), {*taken, *originals}, prefix="site.")] = name
     data: dict[str, tuple] = {}
     for key, variable in dataset.rename({old: new for new, old in originals.items()}).variables.items():
         name = str(key)
@@ -478,6 +482,17 @@ def _portable(dataset: xr.Dataset) -> xr.Dataset:
         data |= {part: (variable.dims, values, attrs) for part, values in _parts(name, variable.values).items()}
     coords = [name for name in data if originals.get(name, name) in dataset.coords]
     return xr.Dataset(data, attrs=_attributes(dataset.attrs)).set_coords(coords)
+
+
+def _file_key(name: str) -> str:
+    """A name that both formats can hold, as a file's name too: no path, no control characters, short, no reserved word."""
+    key = "".join("." if letter in "/\\" or not letter.isprintable() else letter for letter in name)
+    key = unicodedata.normalize("NFC", key)
+    if not key.strip(". ") or key[0] in "._ " or key[-1] == " " or key in _RESERVED:
+        key = f"site.{key.strip('. ')}"
+    if len(key.encode()) > _LONGEST_KEY:
+        key = f"{key.encode()[: _LONGEST_KEY - 9].decode(errors='ignore')}-{zlib.crc32(name.encode()):08x}"
+    return key
 
 
 def _parts(name: str, values: Any) -> dict[str, np.ndarray]:
@@ -489,6 +504,8 @@ def _parts(name: str, values: Any) -> dict[str, np.ndarray]:
     if array.dtype.kind in "OT":
         # By way of a list, since NumPy casts its texts of any length to none of a fixed one.
         return {name: np.array([str(value) for value in array.ravel()], str).reshape(array.shape)}
+    if array.dtype.kind == "U" and any("\0" in text for text in array.ravel()):
+        return {name: np.char.replace(array, "\0", "\u2400")}
     return {name: array}
 
 
@@ -502,7 +519,10 @@ def _attribute(value: Any) -> str | int | float:
         return ""
     if isinstance(value, bool):
         return int(value)
-    if isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63):
+    if isinstance(value, str):
+        # HDF5 ends a text at its first NUL, and UTF-8 has no lone halves of a pair.
+        return value.replace("\0", "\u2400").encode(errors="replace").decode()
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     return json.dumps(value, default=lambda part: part.tolist() if hasattr(part, "tolist") else str(part))
 

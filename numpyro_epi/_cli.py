@@ -326,7 +326,8 @@ def _import_file(path: Path) -> Any:
 
 
 def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+    # Short, since letters may take four bytes each and a file's name has 255.
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)[:50]
 
 
 def _check_output(path: Path, *, overwrite: bool) -> None:
