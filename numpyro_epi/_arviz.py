@@ -1,5 +1,6 @@
 """A result as data: labelled groups for ArviZ 0.x and 1.x, written to and read from NetCDF or Zarr."""
 
+import errno
 import importlib.util
 import itertools
 import json
@@ -37,6 +38,7 @@ SAMPLE_DIMS = ("chain", "draw")
 
 _MARK = "numpyro_epi_version"
 _LONGEST_KEY = 200
+_NO_ROOM = frozenset(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
 _RESERVED = frozenset({"DIMENSION_LIST", "zarr.json"})
 _HAS_CHECKSUMS = "numpyro_epi_checksums"
 _INDEPENDENT = "Chains are a split of independent draws: nothing is correlated along draw or chain."
@@ -169,6 +171,7 @@ def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> N
         FileNotFoundError: If the parent folder is missing.
         FileExistsError: If something is there, and ``overwrite`` is false or it is of another kind.
         PermissionError: If the folder cannot be written.
+        OSError: If there is no room.
         ImportError: If Zarr is asked for and not installed.
     """
     tree, target = as_datatree(tree), Path(path)
@@ -178,7 +181,8 @@ def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> N
     fresh, old = target.with_name(f".{token}.partial"), target.with_name(f".{token}.replaced")
     try:
         if target.suffix == ".nc":
-            tree.to_netcdf(fresh, engine="h5netcdf")
+            # By way of memory: on a full disk HDF5 cannot close its file, and ends the process.
+            fresh.write_bytes(tree.to_netcdf(None, engine="h5netcdf"))
             seal(fresh)
         else:
             tree.attrs[_HAS_CHECKSUMS] = CHECKSUMS
@@ -188,6 +192,13 @@ def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> N
             if target.exists():
                 target.rename(old)
         os.replace(fresh, target)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise OSError(
+            f"Expected room for a result at {target}; writing it failed: {error.strerror}. What was there is as it "
+            "was. Make room, or give another path."
+        ) from error
     finally:
         _discard(fresh, old, target)
 

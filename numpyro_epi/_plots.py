@@ -85,7 +85,7 @@ def plot_fit(exported: Any) -> "matplotlib.figure.Figure":
     """
     tree = as_datatree(exported)
     history, constraints = _group(tree, "optimization"), _group(tree, "constant_data")
-    tolerance = float(json.loads(tree.attrs.get("settings") or "{}").get("tolerance", 0.05))
+    tolerance = _tolerance(tree.attrs.get("settings") or "{}")
     multiplier = (history["multiplier"] * constraints["scale"]).transpose("epoch", "constraint").values
     violation = history["violation"].transpose("epoch", "constraint").values
     figure = _figure(9.0, 8.0)
@@ -293,8 +293,25 @@ def _label_grid(axes: np.ndarray, limits: dict[str, tuple[float, float]]) -> Non
         axis.set_title(_wrapped(name), fontsize=_SMALL)
 
 
+def _tolerance(settings: Any) -> float:
+    try:
+        return float(json.loads(settings).get("tolerance", 0.05))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ValueError(
+            f"Expected the attribute settings to be JSON of a dictionary; got {settings!r:.100}."
+        ) from None
+
+
+def _number(attrs: Mapping[Any, Any], name: str) -> float:
+    """A root attribute that is a number; NaN where there is none."""
+    try:
+        return float(attrs.get(name, np.nan))
+    except (TypeError, ValueError):
+        raise ValueError(f"Expected the attribute {name} to be a number; got {attrs[name]!r:.100}.") from None
+
+
 def _gap(tree: xr.DataTree) -> float:
-    return float(tree.attrs.get("gap", np.nan))
+    return _number(tree.attrs, "gap")
 
 
 def _entropy_lines(
@@ -429,12 +446,15 @@ def _title(figure: "matplotlib.figure.Figure", tree: xr.DataTree, *notes: str) -
     attrs = tree.attrs
     head = f"{attrs.get('problem', 'model')}: {attrs.get('status', 'unknown status')}"
     if "entropy" in attrs:
-        head += f", entropy {attrs['entropy']:.4g} nats"
+        head += f", entropy {_number(attrs, 'entropy'):.4g} nats"
     if math.isfinite(_gap(tree)):
         head += f", {_gap(tree):.2g} nats from the optimum"
     width = int(12 * figure.get_figwidth())
     lines = [line for text in (head, *notes) for line in textwrap.wrap(text, width)]
     figure.suptitle("\n".join(lines), fontsize=10)
+    # Names are no formulas, whatever dollar signs they have.
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)
 
 
 def _figure(width: float, height: float) -> "matplotlib.figure.Figure":

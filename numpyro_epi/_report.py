@@ -15,7 +15,7 @@ import xarray as xr
 
 from ._arviz import as_datatree
 from ._html import escape, page, paragraphs, table
-from ._plots import _components, _group, _optional, plot_fit, plot_pair, plot_statistics
+from ._plots import _components, _group, _number, _optional, plot_fit, plot_pair, plot_statistics
 
 if TYPE_CHECKING:
     import matplotlib.figure
@@ -94,10 +94,10 @@ def _verdict(attrs: Mapping[Any, Any]) -> str:
     good = bool(attrs.get("satisfied", 0))
     found = [f'<p class="{"good" if good else "bad"}"><strong>{escape(attrs.get("status", "unknown"))}</strong>: ']
     found.append(f"{escape(attrs.get('status_message', ''))}</p>")
-    lines = [f"Entropy {float(attrs['entropy']):.4f} nats." if "entropy" in attrs else ""]
-    if np.isfinite(gap := float(attrs.get("gap", np.nan))):
+    lines = [f"Entropy {_number(attrs, 'entropy'):.4f} nats." if "entropy" in attrs else ""]
+    if np.isfinite(gap := _number(attrs, "gap")):
         lines.append(
-            f"Estimated distance from the maximum-entropy solution: {gap:.4f} ± {float(attrs['gap_standard_error']):.4f} nats. "
+            f"Estimated distance from the maximum-entropy solution: {gap:.4f} ± {_number(attrs, 'gap_standard_error'):.4f} nats. "
             f"{attrs.get('certificate', '')}"
         )
     else:
@@ -174,7 +174,7 @@ def _settings(attrs: Mapping[Any, Any]) -> str:
         if key in ("settings", "plugins"):
             try:
                 rows += [(name, text) for name, text in json.loads(value).items()]
-            except (ValueError, AttributeError, TypeError):
+            except (ValueError, AttributeError, TypeError, RecursionError):
                 rows.append((key, value))
         elif key not in shown:
             rows.append((key, np.array2string(value, precision=5) if isinstance(value, np.ndarray) else value))
