@@ -1,12 +1,16 @@
 """A result as data: labelled groups for ArviZ 0.x and 1.x, written to and read from NetCDF or Zarr."""
 
+import errno
 import importlib.util
 import itertools
 import json
 import math
 import os
 import shutil
+import time
+import unicodedata
 import uuid
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,9 +25,12 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array
 
+from ._arguments import check_count
 from ._certificate import pareto_khat, weigh
+from ._inspection import Refused, inspect
 from ._outcome import Snapshots
 from ._problem import Problem, list_problems
+from ._seal import CHECKSUMS, broken_seal, seal
 from ._simulator import Draw, Simulator
 from ._types import Draws, Key, PerDraw, Scalar, Unconstrained
 from .statistics import Statistic, list_statistics
@@ -38,6 +45,10 @@ SNAPSHOT_GROUP, SNAPSHOT_DIMS = "optimization_draws", ("snapshot", "draw")
 """Where draws kept during the run lie, and their leading dims."""
 
 _MARK = "numpyro_epi_version"
+_LONGEST_KEY = 200
+_NO_ROOM = frozenset(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
+_RESERVED = frozenset({"DIMENSION_LIST", "zarr.json"})
+_HAS_CHECKSUMS = "numpyro_epi_checksums"
 _INDEPENDENT = "Chains are a split of independent draws: nothing is correlated along draw or chain."
 
 
@@ -99,8 +110,8 @@ def result_groups(
     Raises:
         ValueError: If a count is not positive.
     """
-    if num_chains < 1 or num_draws < 1:
-        raise ValueError(f"Expected at least one chain and one draw; got {num_chains} chains of {num_draws} draws.")
+    check_count("num_chains", num_chains)
+    check_count("num_draws", num_draws)
     shape, problem = (num_chains, num_draws), result.problem
     guide_key, prior_key = jax.random.split(key)
     measured, draws = _from_guide(problem, result.flow, guide_key, math.prod(shape))
@@ -124,7 +135,7 @@ def result_groups(
 def to_datatree(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> xr.DataTree:
     """Gather groups in one tree that NetCDF and Zarr can hold.
 
-    ``/`` in a name becomes ``.``, and the variable keeps its ``original_name`` as an attribute. A complex variable
+    A name that a file cannot hold is changed, ``/`` to ``.``, and the variable keeps its ``original_name``. A complex variable
     becomes two, ``.real`` and ``.imag``. Attributes become text, integers or floats: flags 0 or 1, None an empty text,
     anything nested JSON.
     """
@@ -153,7 +164,7 @@ def as_datatree(exported: Any) -> xr.DataTree:
     if hasattr(exported, "to_datatree"):
         return exported.to_datatree()
     raise TypeError(
-        f"Expected exported data (a DataTree, an InferenceData or a path); got {type(exported).__name__}. A result "
+        f"Expected exported data (a DataTree, an InferenceData or a path); got {exported!r:.100}. A result "
         "exports itself: result.to_arviz()."
     )
 
@@ -171,22 +182,34 @@ def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> N
         FileNotFoundError: If the parent folder is missing.
         FileExistsError: If something is there, and ``overwrite`` is false or it is of another kind.
         PermissionError: If the folder cannot be written.
+        OSError: If there is no room.
         ImportError: If Zarr is asked for and not installed.
     """
     tree, target = as_datatree(tree), Path(path)
     tree = to_datatree(tree.to_dict(), tree.attrs)
-    _check_target(target, overwrite)
+    check_target(target, overwrite)
     token = uuid.uuid4().hex
     fresh, old = target.with_name(f".{token}.partial"), target.with_name(f".{token}.replaced")
     try:
         if target.suffix == ".nc":
-            tree.to_netcdf(fresh, engine="h5netcdf")
+            # By way of memory: on a full disk HDF5 cannot close its file, and ends the process.
+            fresh.write_bytes(tree.to_netcdf(None, engine="h5netcdf"))
+            seal(fresh)
         else:
+            tree.attrs[_HAS_CHECKSUMS] = CHECKSUMS
             # Format 2 has a specification for text and for metadata in one place; format 3 has neither yet.
             tree.to_zarr(fresh, zarr_format=2, consolidated=True, encoding=_checked(tree))
+            seal(fresh)
             if target.exists():
                 target.rename(old)
         os.replace(fresh, target)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise OSError(
+            f"Expected room for a result at {target}; writing it failed: {error.strerror}. What was there is as it "
+            "was. Make room, or give another path."
+        ) from error
     finally:
         _discard(fresh, old, target)
 
@@ -194,31 +217,53 @@ def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> N
 def read_arviz(path: str | os.PathLike[str]) -> xr.DataTree:
     """Read an exported file into memory and close it; it needs no model, no flow and no ArviZ.
 
-    A Zarr folder that has lost whole chunk files cannot be told from a complete one: copy such folders with care.
+    No code in the file is run, no link in it followed. What was saved with a digest is compared with it first; what another
+    program has rewritten has none.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the suffix is unknown, the file is truncated or damaged, or something else wrote it.
+        ValueError: If the suffix is unknown, the file is truncated or damaged, something else wrote it, or it holds what no
+            export does.
         ImportError: If it is a Zarr folder and Zarr is not installed.
     """
     source = Path(path)
     engine = _engine(source)
     if not source.exists():
         raise FileNotFoundError(f"Expected an exported result at {source}; there is no such file.")
+    if source.is_dir() != (source.suffix == ".zarr"):
+        raise ValueError(
+            f"Expected a NetCDF file or a Zarr folder, as the suffix says; got the {'folder' if source.is_dir() else 'file'} "
+            f"{source}. Give it the other suffix."
+        )
+    if broken := broken_seal(source):
+        raise ValueError(_damaged(source, broken, engine))
     try:
-        with xr.open_datatree(source, engine=engine) as opened:
+        inspect(source)
+        # Nothing of ours is a date; a stranger's attribute cannot make it one.
+        with xr.open_datatree(source, engine=engine, decode_times=False) as opened:
             groups, attrs = opened.load().to_dict(), {str(name): value for name, value in opened.attrs.items()}
+    except Refused:
+        raise
     # Each storage library fails in its own way on a damaged file: say which file, and keep the cause.
     except Exception as error:
         raise ValueError(
             f"Expected a complete exported result at {source}; reading it failed: {error}. It may be truncated, or not "
             "what its suffix says. Export it again."
         ) from error
+    if CHECKSUMS == attrs.pop(_HAS_CHECKSUMS, "") and not (source / CHECKSUMS).exists():
+        raise ValueError(_damaged(source, f"{CHECKSUMS!r} is missing", engine))
     if _MARK not in attrs:
         raise ValueError(
             f"Expected a file that numpyro_epi exported (attribute {_MARK!r}); {source} has {sorted(attrs)}."
         )
     return to_datatree(groups, attrs)
+
+
+def _damaged(source: Path, what: str, engine: str) -> str:
+    return (
+        f"Expected a complete exported result at {source}; {what}. It may be truncated or damaged, or another program edited "
+        f"it. Export it again; xarray.open_datatree({str(source)!r}, engine={engine!r}) reads what is there."
+    )
 
 
 class _Measured(NamedTuple):
@@ -470,8 +515,8 @@ def _certificate_attributes(certificate: Any) -> dict[str, Any]:
 def _portable(dataset: xr.Dataset) -> xr.Dataset:
     originals: dict[str, str] = {}
     taken = {str(name) for name in (*dataset.variables, *dataset.dims)}
-    for name in sorted(name for name in taken if "/" in name):
-        originals[_free(name.replace("/", "."), {*taken, *originals}, prefix="site.")] = name
+    for name in sorted(name for name in taken if _file_key(name) != name):
+        originals[_free(_file_key(name), {*taken, *originals}, prefix="site.")] = name
     data: dict[str, tuple] = {}
     for key, variable in dataset.rename({old: new for new, old in originals.items()}).variables.items():
         name = str(key)
@@ -482,13 +527,29 @@ def _portable(dataset: xr.Dataset) -> xr.Dataset:
     return xr.Dataset(data, attrs=_attributes(dataset.attrs)).set_coords(coords)
 
 
+def _file_key(name: str) -> str:
+    """A name that both formats can hold, as a file's name too: no path, no control characters, short, no reserved word."""
+    key = "".join("." if letter in "/\\" or not letter.isprintable() else letter for letter in name)
+    key = unicodedata.normalize("NFC", key)
+    if not key.strip(". ") or key[0] in "._ " or key[-1] == " " or key in _RESERVED:
+        key = f"site.{key.strip('. ')}"
+    if len(key.encode()) > _LONGEST_KEY:
+        key = f"{key.encode()[: _LONGEST_KEY - 9].decode(errors='ignore')}-{zlib.crc32(name.encode()):08x}"
+    return key
+
+
 def _parts(name: str, values: Any) -> dict[str, np.ndarray]:
     array = np.asarray(values)
     if array.dtype.kind == "c":
         return {f"{name}.real": np.real(array), f"{name}.imag": np.imag(array)}
     if array.dtype.kind == "V":  # bfloat16 and its kin, which no file format knows.
         return {name: array.astype(np.float32)}
-    return {name: array.astype(str) if array.dtype.kind in "OT" else array}
+    if array.dtype.kind in "OT":
+        # By way of a list, since NumPy casts its texts of any length to none of a fixed one.
+        return {name: np.array([str(value) for value in array.ravel()], str).reshape(array.shape)}
+    if array.dtype.kind == "U" and any("\0" in text for text in array.ravel()):
+        return {name: np.char.replace(array, "\0", "\u2400")}
+    return {name: array}
 
 
 def _attributes(attrs: Mapping[Any, Any]) -> dict[str, str | int | float]:
@@ -501,7 +562,10 @@ def _attribute(value: Any) -> str | int | float:
         return ""
     if isinstance(value, bool):
         return int(value)
-    if isinstance(value, str | float) or (isinstance(value, int) and abs(value) < 2**63):
+    if isinstance(value, str):
+        # HDF5 ends a text at its first NUL, and UTF-8 has no lone halves of a pair.
+        return value.replace("\0", "\u2400").encode(errors="replace").decode()
+    if isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63):
         return value
     return json.dumps(value, default=lambda part: part.tolist() if hasattr(part, "tolist") else str(part))
 
@@ -515,16 +579,21 @@ def _engine(path: Path) -> str:
     return engines[path.suffix]
 
 
-def _check_target(path: Path, overwrite: bool) -> None:
+def check_target(path: Path, overwrite: bool) -> None:
+    """Find out whether something can be written, before what takes long.
+
+    Raises:
+        ValueError: As `write`, and the others.
+    """
     engine = _engine(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"Expected a folder one can write to; got {path.parent}.")
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise FileExistsError(f"Expected nothing at {path} yet; it exists. Pass overwrite=True to replace it.")
     ours = path.is_file() if engine == "h5netcdf" else any((path / part).is_file() for part in (".zgroup", "zarr.json"))
-    if path.exists() and not ours:
+    if os.path.lexists(path) and not ours:
         raise FileExistsError(f"Expected {path} to be something {engine} wrote; it is not, so it is not replaced.")
 
 
@@ -542,5 +611,10 @@ def _discard(fresh: Path, old: Path, target: Path) -> None:
         old.rename(target)
     for path in (fresh, old):
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+            # Zarr's threads may be writing still, where one of them has failed.
+            for _ in range(10 if path is fresh else 0):
+                time.sleep(0.05)
+                shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

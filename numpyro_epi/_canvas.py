@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._exported import finite_part, read_gap
+from ._exported import finite_part, read_gap, read_number
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -35,12 +35,15 @@ def add_title(figure: "matplotlib.figure.Figure", tree: xr.DataTree, *notes: str
     attrs = tree.attrs
     head = f"{attrs.get('problem', 'model')}: {attrs.get('status', 'unknown status')}"
     if "entropy" in attrs:
-        head += f", entropy {attrs['entropy']:.4g} nats"
+        head += f", entropy {read_number(attrs, 'entropy'):.4g} nats"
     if math.isfinite(read_gap(tree)):
         head += f", {read_gap(tree):.2g} nats from the optimum"
     width = int(12 * figure.get_figwidth())
     lines = [line for text in (head, *notes) for line in textwrap.wrap(text, width)]
     figure.suptitle("\n".join(lines), fontsize=10)
+    # Names are no formulas, whatever dollar signs they have.
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+        text.set_parse_math(False)  # type: ignore[attr-defined]
 
 
 def bad_draws(*columns: np.ndarray) -> list[str]:

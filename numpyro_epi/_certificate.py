@@ -23,7 +23,9 @@ import scipy.special
 from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float
 
+from ._arguments import check_count, check_instance
 from ._chains import begins_at_base
+from ._keys import checked_key
 from ._loop import masked_moments
 from ._outcome import Certificate
 from ._problem import Problem
@@ -148,10 +150,13 @@ def certify(key: Key, result: Result, *, others: Sequence[Result] = (), num_draw
     References:
         Owen & Zhou 2000, JASA 95 (defensive mixtures); Vehtari et al. 2024, JMLR 25 (k-hat).
     """
+    key = checked_key(key)
+    for one in (result, *others):
+        check_instance("a result", one, Result, "what fit returned")
     if not np.all(np.isfinite(result.eta)):
         raise ValueError(f"Expected finite multipliers; got {result.eta}. The run ended {result.status_name}.")
-    if num_draws is not None and num_draws < 100:
-        raise ValueError(f"Expected num_draws >= 100; got {num_draws}.")
+    if num_draws is not None:
+        check_count("num_draws", num_draws, 100)
     for other in others:
         if other.problem.constraints != result.problem.constraints:
             raise ValueError(

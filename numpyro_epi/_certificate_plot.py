@@ -8,7 +8,7 @@ import xarray as xr
 
 from ._arviz import as_datatree
 from ._canvas import COLOURS, GUIDE, PRIOR, SMALL, TARGET, add_title, new_figure, padded, shorten
-from ._exported import finite_part, optional_group, read_gap, read_group
+from ._exported import finite_part, optional_group, read_gap, read_group, read_number
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -53,10 +53,10 @@ def has_certificate(tree: xr.DataTree) -> bool:
 
 def _distances(tree: xr.DataTree) -> list[tuple[str, float, float]]:
     """Name, nats below the optimum, and standard error: of the result, then of each restart."""
-    rows = [("this result", read_gap(tree), float(tree.attrs.get("gap_standard_error", np.nan)))]
+    rows = [("this result", read_gap(tree), read_number(tree.attrs, "gap_standard_error"))]
     restarts = optional_group(tree, "restarts")
     if "corrected" in restarts:
-        below = float(tree.attrs["upper_bound"]) - restarts["corrected"].values
+        below = read_number(tree.attrs, "upper_bound") - restarts["corrected"].values
         errors = np.hypot(restarts["standard_error"].values, rows[0][2])
         names = [f"restart {i}: {status}" for i, status in enumerate(restarts["status"].values)]
         rows += list(zip(names, below.tolist(), errors.tolist(), strict=True))
@@ -69,7 +69,10 @@ def _distance_panel(axis: "matplotlib.axes.Axes", rows: list[tuple[str, float, f
     axis.barh(places, gaps, color=colours, height=0.5)
     axis.errorbar(gaps, places, xerr=1.96 * np.array(errors), fmt="none", color=PRIOR, capsize=4)
     axis.axvline(
-        0, color=TARGET, linestyle="--", label=f"optimum, by the dual's bound: {attrs['upper_bound']:.4g} nats"
+        0,
+        color=TARGET,
+        linestyle="--",
+        label=f"optimum, by the dual's bound: {read_number(attrs, 'upper_bound'):.4g} nats",
     )
     reach = finite_part(np.array(gaps) + 1.96 * np.nan_to_num(errors))
     if reach.size and reach.max() > _LOST_MODE / 3:

@@ -24,6 +24,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float
 
+from ._arguments import as_number, check_count, check_positive
 from ._loop import masked_moments
 from ._problem import Problem
 from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar, Unconstrained
@@ -116,14 +117,11 @@ class ChainSettings(eqx.Module):
     def __check_init__(self):
         names = ("num_leapfrog", "num_transitions", "num_updates", "max_rounds", "num_draws", "num_simulations")
         for name, least in (("num_chains", 4), *((name, 2) for name in names)):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < least:
-                raise ValueError(f"Expected {name} to be an integer >= {least}; got {count!r}.")
-        if not self.precision > 0:
-            raise ValueError(f"Expected precision > 0; got {self.precision}.")
+            check_count(name, getattr(self, name), least)
+        check_positive(precision=self.precision)
         for name in ("rate", "target_acceptance"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"Expected {name} between 0 and 1; got {getattr(self, name)}.")
+            if not 0 < as_number(getattr(self, name)) < 1:
+                raise ValueError(f"Expected {name} between 0 and 1; got {getattr(self, name)!r}.")
 
 
 def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.optimize
 from jaxtyping import Array, Bool, Float
 
+from ._arguments import check_count
 from ._problem import Evaluation, Problem
 from ._property import Constraint
 from ._types import Draws, Key, PerDraw, Unconstrained
@@ -85,8 +86,7 @@ def check(problem: Problem, key: Key, *, num_draws: int = 500) -> CheckReport:
     Raises:
         ValueError: If ``num_draws`` is less than 10.
     """
-    if num_draws < 10:
-        raise ValueError(f"Expected num_draws >= 10; got {num_draws}.")
+    check_count("num_draws", num_draws, 10)
     return CheckReport(problem.name, tuple(_examine(problem, key, num_draws)))
 
 

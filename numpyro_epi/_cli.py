@@ -8,6 +8,7 @@ import argparse
 import ast
 import importlib.util
 import itertools
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -123,6 +124,7 @@ def _add_resume_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_plot_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="FILE", type=Path, help="a result saved by fit")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder of the PNG files (default: beside FILE)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the PNG files if they exist")
 
 
 def _add_movie_arguments(parser: argparse.ArgumentParser) -> None:
@@ -244,17 +246,23 @@ def _finished(result: Any, path: Path, checkpoint: Path, *, overwrite: bool) -> 
 def _plot(arguments: argparse.Namespace) -> int:
     """Draw the figures of a saved result as PNG files."""
     from . import read_arviz
+    from ._files import written_aside
     from ._gallery import gallery
 
     source = arguments.file
-    tree = read_arviz(source)
     folder = arguments.out or source.parent
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ValueError(f"Expected --out to be a folder; got {folder}, which is none.")
+    tree = read_arviz(source)
     pictures = gallery(tree)
+    paths = {kind: folder / f"{source.stem}-{kind}.png" for kind in pictures}
+    for path in paths.values():
+        _check_free(path, overwrite=arguments.overwrite)
     folder.mkdir(parents=True, exist_ok=True)
     for kind, draw in pictures.items():
-        path = folder / f"{source.stem}-{kind}.png"
-        draw(tree).savefig(path)
-        print(f"Saved {path}")
+        with written_aside(paths[kind]) as aside:
+            draw(tree).savefig(aside)
+        print(f"Saved {paths[kind]}")
     return DONE
 
 
@@ -386,7 +394,8 @@ def _import_file(path: Path) -> Any:
 
 
 def _file_name(name: str) -> str:
-    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+    # Short, since letters may take four bytes each and a file's name has 255.
+    return "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)[:50]
 
 
 def _beside(path: Path) -> Path:
@@ -395,22 +404,24 @@ def _beside(path: Path) -> Path:
 
 def _check_output(path: Path, *, overwrite: bool) -> None:
     """Find out before a long run whether its result can be saved."""
-    from ._arviz import _check_target
+    from ._arviz import check_target
 
     _check_free(path, overwrite=overwrite)
-    _check_target(path, overwrite)
+    check_target(path, overwrite)
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
+    if os.path.lexists(path) and not overwrite:
         raise ValueError(f"Expected an output that does not exist; got {path}. Pass --overwrite, or another --out.")
+    if path.is_dir() and path.suffix != ".zarr":
+        raise ValueError(f"Expected the output to be a file; got the folder {path}. Pass another --out.")
 
 
 def _save(result: Any, path: Path, *, overwrite: bool) -> Path:
     # What is there goes only once the new result is complete; and only if we may: another run may have taken the name
     # since the check, and then both results stay.
     numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
-    free = next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
+    free = next(candidate for candidate in itertools.chain([path], numbered) if not os.path.lexists(candidate))
     result.save(free)
     if free == path or not overwrite:
         return free

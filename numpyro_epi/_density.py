@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flowjax.distributions import AbstractDistribution
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from numpyro.infer import MCMC, NUTS
 
+from ._arguments import check_count, check_positive
 from ._keys import checked_key
 from ._problem import Problem
 from ._responses import responses
@@ -126,33 +127,37 @@ class Density(eqx.Module):
 
     def sample(self, key: Key, shape: int | tuple[int, ...] = ()) -> dict[str, Array]:
         """Draw parameters on the constrained scale, site name to array of shape ``(*shape, *site shape)``."""
-        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
+        for count in shape:
+            check_count("every number of a shape", count, 0)
         sites = _sample(self, checked_key(key), math.prod(shape))
         return {name: value.reshape(*shape, *value.shape[1:]) for name, value in sites.items()}
 
     def log_prob(self, values: Sites) -> Float[Array, "..."]:
         """Log density on the constrained scale, nats; leading axes in common are batch axes.
 
+        Outside the parameters' support it is minus infinity.
+
         Raises:
-            ValueError: If a parameter is missing or its shape does not fit.
+            ValueError: If a parameter is missing, its shape does not fit, or a name is no site's.
         """
-        return self._batched(_height, values)
+        return self._batched(_height, values)[0]
 
     def gradient(self, values: Sites) -> dict[str, Array]:
         """Gradient of the log density, nats per unit of the parameter: site name to array of the shape of ``values``.
 
         Raises:
-            ValueError: If a parameter is missing or its shape does not fit.
+            ValueError: If a parameter is missing, its shape does not fit, or it lies outside its support.
         """
-        return self._batched(_gradient, values)
+        return self._inside(_gradient, values)
 
     def hessian(self, values: Sites) -> dict[str, dict[str, Array]]:
         """Hessian of the log density, nats, by two sites' names: ``(..., *shape of the first, *shape of the second)``.
 
         Raises:
-            ValueError: If a parameter is missing or its shape does not fit.
+            ValueError: If a parameter is missing, its shape does not fit, or it lies outside its support.
         """
-        return self._batched(_hessian, values)
+        return self._inside(_hessian, values)
 
     def modes(self, key: Key, *, num_starts: int = NUM_STARTS, depth: float = 0.5) -> list[Mode]:
         """Find the density's modes by climbing from many draws; the largest share first.
@@ -168,8 +173,8 @@ class Density(eqx.Module):
         Raises:
             ValueError: If an argument is not positive.
         """
-        if num_starts < 1 or not depth > 0:
-            raise ValueError(f"Expected num_starts >= 1 and depth > 0; got {num_starts=}, {depth=}.")
+        check_count("num_starts", num_starts)
+        check_positive(depth=depth)
         draws = self.unconstrained.draw(checked_key(key), num_starts)
         free = jnp.ones(self.problem.dim, bool)
         limits, height = Limits.of(draws), eqx.Partial(_height, self)
@@ -202,6 +207,7 @@ class Density(eqx.Module):
             ValueError: If a name is unknown, everything is fixed, or a number cannot be fixed alone because its support
                 ties it to others.
         """
+        self._check_fixed(fixed)
         return self._conditional_mode(self.unconstrained.draw(checked_key(key), CANDIDATES), fixed, start)
 
     def conditional_modes(self, key: Key, name: str, values: Sequence[float] | Float[np.ndarray, " K"]) -> list[Mode]:
@@ -215,6 +221,8 @@ class Density(eqx.Module):
         Raises:
             ValueError: As `conditional_mode`.
         """
+        for value in values:
+            self._check_fixed({name: value})
         draws = self.unconstrained.draw(checked_key(key), CANDIDATES)
         path: list[Mode] = []
         for value in values:
@@ -247,6 +255,13 @@ class Density(eqx.Module):
         Raises:
             ValueError: As `conditional_mode`.
         """
+        for name, count, least in (
+            ("num_samples", num_samples, 1),
+            ("num_chains", num_chains, 1),
+            ("num_warmup", num_warmup, 0),
+        ):
+            check_count(name, count, least)
+        self._check_fixed(fixed)
         draw_key, choice_key, chain_key = jax.random.split(checked_key(key), 3)
         draws = self.unconstrained.draw(draw_key, CANDIDATES)
         values, free = self._fix(fixed, draws)
@@ -292,15 +307,15 @@ class Density(eqx.Module):
         import xarray as xr
 
         draw_key, noise_key = jax.random.split(checked_key(key))
+        point = None if values is None else self._point(values)
         draws = self.unconstrained.draw(draw_key, NUM_GRADIENTS)
-        if values is None:
+        if point is None:
             points = draws
             gradients = np.asarray(_flat_gradients(self, draws), float)
             gradients = gradients[np.isfinite(gradients).all(axis=1)]
             matrix = -gradients.T @ gradients / len(gradients)
         else:
-            place = {name: jnp.asarray(v, float) for name, v in values.items()}
-            points = self.problem.simulator.unconstrain(place)[None]
+            points = point[None]
             matrix = np.asarray(_hessian_at(self, points[0]), float)
         curvature, vectors = np.linalg.eigh(matrix)
         largest = np.argmax(np.abs(vectors), axis=0)
@@ -315,7 +330,7 @@ class Density(eqx.Module):
                 "response": (("direction", "statistic"), response),
             },
             coords={"parameter": list(self.names), "statistic": labels, "direction": np.arange(len(curvature))},
-            attrs={"where": "the whole distribution" if values is None else "one place"},
+            attrs={"where": "the whole distribution" if point is None else "one place"},
         )
 
     def target_response(self, key: Key, *, num_draws: int = 20_000) -> "xr.Dataset":
@@ -334,6 +349,7 @@ class Density(eqx.Module):
         """
         import xarray as xr
 
+        check_count("num_draws", num_draws, 2)
         draw_key, noise_key = jax.random.split(checked_key(key))
         draws = self.unconstrained.draw(draw_key, num_draws)
         first, second = (np.asarray(_moments(self, k, draws), float) for k in jax.random.split(noise_key))
@@ -352,13 +368,34 @@ class Density(eqx.Module):
             coords={"constraint": constraints, "multiplier": constraints, "parameter": list(self.names)},
         )
 
-    def _batched(self, function: Callable[["Density", Unconstrained], Any], values: Sites) -> Any:
-        shape = self.problem.simulator.batch_shape(values)
+    def _batched(
+        self, function: Callable[["Density", Unconstrained], Any], values: Mapping[str, Any]
+    ) -> tuple[Any, Bool[Array, "..."]]:
+        """The function at every place, and which places are inside the support; minus infinity outside."""
+        numbers = {name: _numbers(name, given) for name, given in values.items()}
+        shape = self.problem.simulator.batch_shape(numbers)
         flat = {}
         for parameter in self.problem.simulator.parameters:
-            flat[parameter.name] = jnp.asarray(values[parameter.name], float).reshape(-1, *parameter.shape)
+            flat[parameter.name] = numbers[parameter.name].reshape(-1, *parameter.shape)
         found = _map(self, function, flat)
         return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), found)
+
+    def _inside(self, function: Callable[["Density", Unconstrained], Any], values: Mapping[str, Any]) -> Any:
+        found, inside = self._batched(function, values)
+        # Under jit nothing is known yet: there it stays minus infinity.
+        if not isinstance(inside, jax.core.Tracer) and not np.all(inside):
+            raise ValueError(f"Expected values inside the parameters' support; got {dict(values)}.")
+        return found
+
+    def _point(self, values: Mapping[str, Any]) -> Unconstrained:
+        """The unconstrained vector of one place."""
+        numbers = {name: _numbers(name, given) for name, given in values.items()}
+        if shape := self.problem.simulator.batch_shape(numbers):
+            raise ValueError(f"Expected one place; got a batch of shape {shape}.")
+        point = self.problem.simulator.unconstrain(numbers)
+        if not np.all(np.isfinite(point)):
+            raise ValueError(f"Expected values inside the parameters' support; got {dict(values)}.")
+        return point
 
     def _conditional_mode(
         self, draws: Draws, fixed: Mapping[str, Numbers], start: Mapping[str, Numbers] | None
@@ -369,11 +406,26 @@ class Density(eqx.Module):
             heights = np.nan_to_num(np.asarray(_heights(self, candidates)), nan=-np.inf)
             candidates = candidates[np.argsort(-heights)[:NUM_CLIMBED]]
         else:
-            place = self.problem.simulator.unconstrain({name: jnp.asarray(v, float) for name, v in start.items()})
-            candidates = jnp.where(free, place, values)[None]
+            candidates = jnp.where(free, self._point(start), values)[None]
         limits = Limits.of(draws)
         places, heights = climb(eqx.Partial(_height, self), candidates, free, limits)
         return _mode(self, places[int(np.nanargmax(np.asarray(heights)))], free, limits, _spread(self, draws))
+
+    def _check_fixed(self, fixed: Mapping[str, Any]) -> None:
+        """What can be said before anything is drawn."""
+        shapes = {parameter.name: parameter.shape for parameter in self.problem.simulator.parameters}
+        for name, given in fixed.items():
+            value = np.asarray(_numbers(name, given))
+            if name not in shapes and name not in self.names:
+                raise ValueError(
+                    f"Expected names among {[*shapes, *(n for n in self.names if '[' in n)]}; got {name!r}."
+                )
+            if not np.all(np.isfinite(value)):
+                raise ValueError(f"Expected finite values; got {name!r}: {given}.")
+            if name in shapes and value.shape != shapes[name]:
+                raise ValueError(f"Expected {name!r} of shape {shapes[name]}; got {value.shape}.")
+        if not fixed or set(shapes) <= set(fixed):
+            raise ValueError(f"Expected some parameters fixed and some free; got {list(fixed)} of {list(shapes)}.")
 
     def _fix(self, fixed: Mapping[str, Numbers], draws: Draws) -> tuple[Unconstrained, Array]:
         """Unconstrained vector that holds the fixed values, and which coordinates are free."""
@@ -385,15 +437,11 @@ class Density(eqx.Module):
         jacobian = np.asarray(_slope_and_jacobian(self, reference)[1])
         held = np.zeros(simulator.dim, bool)
         for name, given in fixed.items():
-            value = np.asarray(given, float)
-            if not np.all(np.isfinite(value)):
-                raise ValueError(f"Expected finite values; got {name!r}: {given}.")
+            value = np.asarray(_numbers(name, given))
             if name in shapes:
-                if value.shape != shapes[name]:
-                    raise ValueError(f"Expected {name!r} of shape {shapes[name]}; got {value.shape}.")
                 values[name] = value
                 held[np.ravel(blocks[name])] = True
-            elif name in self.names:
+            else:
                 row = self.names.index(name)
                 (columns,) = np.nonzero(jacobian[row])
                 if value.shape or len(columns) != 1 or np.count_nonzero(jacobian[:, columns[0]]) != 1:
@@ -404,16 +452,19 @@ class Density(eqx.Module):
                 site, _, index = name.partition("[")
                 values[site][tuple(int(i) for i in index.rstrip("]").split(","))] = value
                 held[columns[0]] = True
-            else:
-                raise ValueError(
-                    f"Expected names among {[*shapes, *(n for n in self.names if '[' in n)]}; got {name!r}."
-                )
         if np.all(held) or not np.any(held):
             raise ValueError(f"Expected some parameters fixed and some free; got {list(fixed)} of {list(shapes)}.")
         place = simulator.unconstrain({name: jnp.asarray(v, float) for name, v in values.items()})
         if not np.all(np.isfinite(np.asarray(place)[held])):
             raise ValueError(f"Expected values inside the parameters' support; got {dict(fixed)}.")
         return jnp.where(held, place, reference), jnp.asarray(~held)
+
+
+def _numbers(name: str, given: Any) -> Array:
+    try:
+        return jnp.asarray(given, float)
+    except (TypeError, ValueError):
+        raise ValueError(f"Expected numbers for {name!r}; got {given!r}.") from None
 
 
 # One unconstrained vector.
@@ -463,8 +514,16 @@ def _hessian(density: Density, unconstrained: Unconstrained) -> dict[str, dict[s
 
 
 @eqx.filter_jit
-def _map(density: Density, function: Callable, values: Sites) -> Any:
-    return jax.vmap(lambda one: function(density, density.problem.simulator.unconstrain(one)))(values)
+def _map(density: Density, function: Callable, values: Sites) -> tuple[Any, Bool[Array, " N"]]:
+    def one(place: Sites) -> tuple[Any, Bool[Array, ""]]:
+        u = density.problem.simulator.unconstrain(place)
+        numbers = jnp.concatenate([jnp.ravel(place[name]) for name in density.problem.simulator.names])
+        # Outside, or at the very edge, numbers have no finite image; where they are NaN themselves, so is the density.
+        inside = jnp.all(jnp.isfinite(u))
+        instead = jnp.where(jnp.any(jnp.isnan(numbers)), jnp.nan, -jnp.inf)
+        return jax.tree.map(lambda leaf: jnp.where(inside, leaf, instead), function(density, u)), inside
+
+    return jax.vmap(one)(values)
 
 
 @eqx.filter_jit

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from scipy.cluster.vq import kmeans2
 
+from ._arguments import check_instance, check_positive
 from ._certificate import MAX_KHAT, MIN_ESS, assess, pareto_khat, tilt
 from ._chains import ChainSettings, Solved, begins_at_base
 from ._density import Density, Tilted, constrain
@@ -194,11 +195,14 @@ def solve_dual(
     began = time.perf_counter()
     key = checked_key(key)
     if not isinstance(problem, Problem):
-        raise TypeError(f"Expected a Problem; got {type(problem).__name__}.")
+        raise TypeError(
+            f"Expected a Problem; got {type(problem).__name__}. Write solve_dual(key, Problem(model, property))."
+        )
     if method not in ("chains", "reweight"):
         raise ValueError(f"Expected method 'chains' or 'reweight'; got {method!r}.")
-    if not 0 < tolerance < np.inf:
-        raise ValueError(f"Expected tolerance > 0; got {tolerance}.")
+    if settings is not None:
+        check_instance("settings", settings, ChainSettings, "ChainSettings(...)")
+    check_positive(tolerance=tolerance)
     run_key, bridge_key = jax.random.split(key)
     chosen: dict[str, Any] = {}
     if method == "chains":

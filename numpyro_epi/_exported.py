@@ -1,8 +1,9 @@
 """Exported data as pictures and pages read it: one column of draws for each number, by its name."""
 
 import itertools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,5 +80,25 @@ def finite_part(values: np.ndarray) -> np.ndarray:
     return values[np.isfinite(values)]
 
 
+def read_number(attrs: Mapping[Any, Any], name: str) -> float:
+    """A root attribute that is a number; NaN where there is none."""
+    try:
+        return float(attrs.get(name, np.nan))
+    except (TypeError, ValueError):
+        raise ValueError(f"Expected the attribute {name} to be a number; got {attrs[name]!r:.100}.") from None
+
+
+def read_tolerance(attrs: Mapping[Any, Any]) -> float:
+    """Of the run, in standard deviations."""
+    settings = attrs.get("settings") or "{}"
+    try:
+        return float(json.loads(settings).get("tolerance", 0.05))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise ValueError(
+            f"Expected the attribute settings to be JSON of a dictionary; got {settings!r:.100}."
+        ) from None
+
+
 def read_gap(tree: xr.DataTree) -> float:
-    return float(tree.attrs.get("gap", np.nan))
+    """How far the answer can be from the optimum, nats; NaN where that is not known."""
+    return read_number(tree.attrs, "gap")

@@ -22,8 +22,11 @@ def checked_output(path: str | os.PathLike[str], suffixes: Sequence[str], *, ove
     path = Path(path)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"Expected a path that ends in {' or '.join(suffixes)}; got {path}.")
-    if path.exists() and not overwrite:
+    # A link that leads nowhere is there too.
+    if os.path.lexists(path) and not overwrite:
         raise ValueError(f"Expected an output that does not exist; got {path}. Pass overwrite=True, or another path.")
+    if path.is_dir():
+        raise ValueError(f"Expected a file to write; got the folder {path}. Give another path.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
     return path

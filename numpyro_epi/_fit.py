@@ -5,11 +5,13 @@ import os
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import jax.numpy as jnp
 import optax
 
 from . import flows, starts
+from ._arguments import as_number, check_instance, check_optional
 from ._checkpoint import Keeper, compare, read
 from ._keys import checked_key, key_from_text
 from ._plan import Method, Plan
@@ -80,6 +82,8 @@ def fit(
     began = time.perf_counter()
     key = checked_key(key)
     _check_arguments(problem, tolerance, num_snapshots)
+    _check_choices(flow, start=start, objective=objective, rule=rule, optimizer=optimizer)
+    check_optional(certify=certify, progress=progress)
     budget = {
         "num_draws": problem.num_draws if num_draws is None else num_draws,
         "max_steps": problem.max_steps if max_steps is None else max_steps,
@@ -132,6 +136,7 @@ def resume(
     about = saved.about
     if problem is None:
         problem = _asked_for_again(about["origin"], checkpoint)
+    _check_choices(flow, start=start, objective=objective, rule=rule, optimizer=optimizer)
     method = Method(flow, start, objective, rule, optimizer)
     plan = Plan(key_from_text(about["key"]), problem, method, **about["numbers"])
     compare(saved, plan.about())
@@ -167,7 +172,23 @@ def _shows(progress: bool | None) -> bool:
 def _check_arguments(problem: Problem, tolerance: float, num_snapshots: int) -> None:
     if not isinstance(problem, Problem):
         raise TypeError(f"Expected a Problem; got {type(problem).__name__}. Write fit(key, Problem(model, property)).")
-    if not 0 < tolerance < math.inf:
-        raise ValueError(f"Expected a finite tolerance > 0, in standard deviations; got {tolerance}.")
-    if num_snapshots < 0:
-        raise ValueError(f"Expected num_snapshots >= 0; got {num_snapshots}.")
+    if not 0 < as_number(tolerance) < math.inf:
+        raise ValueError(f"Expected a finite tolerance > 0, in standard deviations; got {tolerance!r}.")
+    if isinstance(num_snapshots, bool) or not isinstance(num_snapshots, int) or num_snapshots < 0:
+        raise ValueError(f"Expected num_snapshots to be an integer >= 0; got {num_snapshots!r}.")
+
+
+def _check_choices(flow: Any, *, start: Any, objective: Any, rule: Any, optimizer: Any) -> None:
+    if not callable(flow) or isinstance(flow, type):
+        raise TypeError(
+            f"Expected flow to be a builder (key, dim) -> distribution, such as flows.Coupling(); got {flow!r}."
+        )
+    check_instance("rule", rule, AbstractMultiplierRule, "a rule, such as multipliers.Natural()")
+    if start is not None:
+        check_instance("start", start, starts.AbstractStart, "a start, such as starts.Prior()")
+    if objective is not None:
+        check_instance("objective", objective, AbstractObjective, "an objective, such as objectives.Pathwise()")
+    if optimizer is not None:
+        check_instance(
+            "optimizer", optimizer, optax.GradientTransformation, "an optax optimiser, such as optax.adam(1e-3)"
+        )

@@ -10,6 +10,8 @@ import numpy as np
 from flowjax.distributions import AbstractDistribution
 from jaxtyping import Float
 
+from ._arguments import as_number, check_count, check_instance
+from ._keys import checked_key
 from ._loop import masked_moments
 from ._outcome import Verdict
 from ._problem import Problem
@@ -150,7 +152,12 @@ def bittner2021_test(
     Returns:
         Whether it passes, and the p-value of each constraint.
     """
-    keys = jax.random.split(key, num_tests)
+    check_instance("result", result, Result, "what fit returned")
+    check_count("num_tests", num_tests)
+    check_count("num_draws", num_draws)
+    if not 0 < as_number(level) < 1:
+        raise ValueError(f"Expected 0 < level < 1; got {level!r}.")
+    keys = jax.random.split(checked_key(key), num_tests)
     found = [_batch_moments(result.problem, result.flow, key, num_draws)[0] for key in keys]
     size = len(result.problem.target)
     violations = np.array(jax.device_get(found), float)[:, :size]

@@ -17,7 +17,10 @@ def checked_key(key: Key) -> Key:
         return key
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,):
         return jax.random.wrap_key_data(key)
-    raise TypeError(f"Expected one random key, such as jax.random.key(0), first; got {type(key).__name__}.")
+    given = f"an array of {key.dtype}{list(key.shape)}" if isinstance(key, jax.Array) else repr(key)
+    raise TypeError(
+        f"Expected one random key first; got {given}. Write jax.random.key(0); jax.random.split makes more."
+    )
 
 
 def key_text(key: Key) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.stats import ks_2samp
 
+from ._arguments import check_count
 from ._arviz import as_datatree
 from ._canvas import SMALL, add_legend, add_title, axis_limits, bad_draws, draw_histogram, new_figure, padded, wrap
 from ._exported import finite_part, optional_group, read_bounds, read_components, read_group, select_names
@@ -54,8 +55,8 @@ def plot_pair(
         ImportError: If Matplotlib is missing.
     """
     tree = as_datatree(exported)
-    if num_draws < 1 or max_parameters < 1:
-        raise ValueError(f"Expected positive counts; got num_draws={num_draws}, max_parameters={max_parameters}.")
+    check_count("num_draws", num_draws)
+    check_count("max_parameters", max_parameters)
     draws, prior = read_components(read_group(tree, "posterior")), read_components(optional_group(tree, "prior"))
     names = select_names(list(draws), parameters)
     shown = most_changed(names, draws, prior, max_parameters)

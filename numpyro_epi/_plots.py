@@ -1,6 +1,5 @@
 """Figures of a run and its statistics, drawn from the exported data alone. Add a picture: one function of that data."""
 
-import json
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,7 @@ from ._canvas import (
     padded,
     shorten,
 )
-from ._exported import finite_part, optional_group, read_components, read_group, read_targets
+from ._exported import finite_part, optional_group, read_components, read_group, read_targets, read_tolerance
 
 if TYPE_CHECKING:
     import matplotlib.axes
@@ -49,7 +48,7 @@ def plot_fit(exported: Any) -> "matplotlib.figure.Figure":
     """
     tree = as_datatree(exported)
     history, constraints = read_group(tree, "optimization"), read_group(tree, "constant_data")
-    tolerance = float(json.loads(tree.attrs.get("settings") or "{}").get("tolerance", 0.05))
+    tolerance = read_tolerance(tree.attrs)
     multiplier = (history["multiplier"] * constraints["scale"]).transpose("epoch", "constraint").values
     violation = history["violation"].transpose("epoch", "constraint").values
     figure = new_figure(9.0, 8.0)

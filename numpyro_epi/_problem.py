@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
+from ._arguments import check_count
 from ._html import escape, table
+from ._keys import checked_key
 from ._property import Constraint, EmergentProperty
 from ._registry import Provider, Registry
 from ._simulator import Simulator
@@ -87,17 +89,16 @@ class Problem(eqx.Module):
         max_steps: int = 2500,
     ):
         if not callable(model):
-            raise TypeError(f"Expected a NumPyro model (a function); got {type(model).__name__}.")
+            raise TypeError(f"Expected a NumPyro model (a function); got {model!r}, a {type(model).__name__}.")
         if not isinstance(property, EmergentProperty):
-            raise TypeError(f"Expected an EmergentProperty; got {type(property).__name__}.")
-        if isinstance(parameters, str):
-            raise TypeError(
-                f"Expected a sequence of site names; got the string {parameters!r}. Write ({parameters!r},)."
-            )
-        if parameters is not None and not parameters:
-            raise ValueError("Expected at least one parameter; got an empty sequence. Leave it out for all sites.")
+            raise TypeError(f"Expected an EmergentProperty; got {property!r}. Write EmergentProperty(Target(...)).")
+        if parameters is not None:
+            _check_names(parameters)
         if base not in ("prior", "lebesgue"):
             raise ValueError(f"Expected base 'prior' or 'lebesgue'; got {base!r}.")
+        if name is not None and not isinstance(name, str):
+            raise TypeError(f"Expected name to be a text; got {name!r}.")
+        _check_model_arguments(model_args, model_kwargs)
         check_budget(num_draws=num_draws, max_steps=max_steps)
         self.num_draws, self.max_steps = num_draws, max_steps
         self.simulator = Simulator(model, parameters=parameters or (), args=model_args, kwargs=model_kwargs)
@@ -143,7 +144,7 @@ class Problem(eqx.Module):
         # Imported here since the doctor stands above the problem that it examines.
         from ._check import check
 
-        return check(self, key)
+        return check(self, checked_key(key))
 
     def _repr_html_(self) -> str:
         parameters = [(p.name, "×".join(map(str, p.shape)) or "one number") for p in self.simulator.parameters]
@@ -165,15 +166,27 @@ def check_budget(*, num_draws: int, max_steps: int, num_restarts: int = 1) -> No
     """Refuse what a fit cannot work with.
 
     Raises:
-        ValueError: If a number is no integer, or too small.
+        ValueError: If a number is no integer, or out of range.
     """
-    for name, count, least in (
-        ("num_draws", num_draws, 4),
-        ("max_steps", max_steps, 1),
-        ("num_restarts", num_restarts, 1),
-    ):
-        if isinstance(count, bool) or not isinstance(count, int) or count < least:
-            raise ValueError(f"Expected {name} to be an integer >= {least}; got {count!r}.")
+    check_count("num_draws", num_draws, 4)
+    check_count("max_steps", max_steps)
+    check_count("num_restarts", num_restarts)
+
+
+def _check_names(parameters: Any) -> None:
+    if isinstance(parameters, str):
+        raise TypeError(f"Expected a sequence of site names; got the string {parameters!r}. Write ({parameters!r},).")
+    if not isinstance(parameters, Sequence) or not all(isinstance(name, str) for name in parameters):
+        raise TypeError(f"Expected parameters to be a sequence of site names; got {parameters!r}. Write ('z',).")
+    if not parameters:
+        raise ValueError("Expected at least one parameter; got an empty sequence. Leave it out for all sites.")
+
+
+def _check_model_arguments(args: Any, kwargs: Any) -> None:
+    if not isinstance(args, tuple | list):
+        raise TypeError(f"Expected model_args to be a tuple of positional arguments; got {args!r}. Write ({args!r},).")
+    if not (kwargs is None or (isinstance(kwargs, Mapping) and all(isinstance(name, str) for name in kwargs))):
+        raise TypeError(f"Expected model_kwargs to map names to arguments; got {kwargs!r}.")
 
 
 def _validate(name: str, found: Any) -> Callable[..., Problem]:

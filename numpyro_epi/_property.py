@@ -13,6 +13,12 @@ from jaxtyping import Array
 from ._types import AbstractSites, Moments, Numbers, Sites
 from .statistics import Statistic, get_statistic
 
+LARGEST = 1e18
+"""Of targets: the squares of what is about a thousand times larger are infinite in single precision."""
+
+SMALLEST = 1e-18
+"""Of spreads: the squares of what is about a thousand times smaller are zero in single precision."""
+
 
 class Target(eqx.Module):
     """What one statistic should be on average, and how far it may spread around that.
@@ -47,6 +53,11 @@ class Target(eqx.Module):
         self.statistic = _as_statistic(statistic, name)
         self.mean = _numbers("mean", self.statistic, mean)
         self.std = None if std is None else _numbers("std", self.statistic, std)
+        if self.std is not None and np.any((self.std > 0) & (self.std < SMALLEST)):
+            raise ValueError(
+                f"Expected std of {self.statistic.name!r} of at least {SMALLEST:g}, whose square single precision holds; got "
+                f"{std}. Measure the statistic in a smaller unit."
+            )
         if self.std is not None and not np.all(self.std > 0):
             raise ValueError(
                 f"Expected std > 0 for {self.statistic.name!r}; got {std}. For a fixed mean and a free spread leave "
@@ -173,10 +184,14 @@ def _fit(what: str, target: Target, wanted: Any, shape: tuple[int, ...]) -> np.n
 
 
 def _as_statistic(given: Any, name: str | None) -> Statistic:
+    if not (name is None or (isinstance(name, str) and name)):
+        raise TypeError(f"Expected name to be a text of at least one letter; got {name!r}.")
     found = get_statistic(given) if isinstance(given, str) else given
     if not isinstance(found, Statistic):
         if not callable(found):
-            raise TypeError(f"Expected a statistic, a registered name or a function; got {type(found).__name__}.")
+            raise TypeError(
+                f"Expected a statistic, a registered name or a function; got {type(found).__name__} {found!r}."
+            )
         found = Statistic(found, getattr(found, "__name__", type(found).__name__))
     if missing := found.missing_options():
         raise TypeError(f"Expected the option(s) {missing} of {found.name!r}; bind them: .bind({missing[0]}=...).")
@@ -194,4 +209,9 @@ def _numbers(what: str, statistic: Statistic, given: Numbers) -> np.ndarray:
         raise ValueError(f"Expected {what} of {statistic.name!r} to be numbers; got {given!r}.") from None
     if not np.all(np.isfinite(numbers)):
         raise ValueError(f"Expected a finite {what} for {statistic.name!r}; got {given}.")
+    if np.any(np.abs(numbers) > LARGEST):
+        raise ValueError(
+            f"Expected {what} of {statistic.name!r} of at most {LARGEST:g}, whose square single precision holds; got {given}. "
+            "Measure the statistic in a larger unit."
+        )
     return numbers

@@ -60,6 +60,8 @@ class Registry:
             LookupError: If no package registers the name, or if several do.
             PluginError: If the package that registers it fails to load it.
         """
+        if not isinstance(name, str):
+            raise LookupError(f"Expected the name of a registered {self._kind}, a text; got {name!r}.")
         entries = self._entries()
         distribution, _, short = name.rpartition(":")
         found = [p for p in entries if p.name == short and distribution in ("", p.distribution)]

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from ._arviz import SENSITIVITY_GROUP, as_datatree
-from ._exported import optional_group, read_components, read_group
+from ._exported import optional_group, read_components, read_group, read_number
 from ._files import checked_output, written_aside
 from ._gallery import gallery
 from ._html import escape, page, paragraphs, table
@@ -101,11 +101,11 @@ def _verdict(attrs: Mapping[Any, Any]) -> str:
     good = bool(attrs.get("satisfied", 0))
     found = [f'<p class="{"good" if good else "bad"}"><strong>{escape(attrs.get("status", "unknown"))}</strong>: ']
     found.append(f"{escape(attrs.get('status_message', ''))}</p>")
-    lines = [f"Entropy {float(attrs['entropy']):.4f} nats." if "entropy" in attrs else ""]
-    if np.isfinite(gap := float(attrs.get("gap", np.nan))):
+    lines = [f"Entropy {read_number(attrs, 'entropy'):.4f} nats." if "entropy" in attrs else ""]
+    if np.isfinite(gap := read_number(attrs, "gap")):
+        error = read_number(attrs, "gap_standard_error")
         lines.append(
-            f"Estimated distance from the maximum-entropy solution: {gap:.4f} ± {float(attrs['gap_standard_error']):.4f} nats. "
-            f"{attrs.get('certificate', '')}"
+            f"Estimated distance from the maximum-entropy solution: {gap:.4f} ± {error:.4f} nats. {attrs.get('certificate', '')}"
         )
     else:
         lines.append("How far this is from the maximum-entropy solution was not estimated.")
@@ -202,7 +202,7 @@ def _settings(attrs: Mapping[Any, Any]) -> str:
         if key in ("settings", "plugins"):
             try:
                 rows += [(name, text) for name, text in json.loads(value).items()]
-            except (ValueError, AttributeError, TypeError):
+            except (ValueError, AttributeError, TypeError, RecursionError):
                 rows.append((key, value))
         elif key not in shown:
             rows.append((key, np.array2string(value, precision=5) if isinstance(value, np.ndarray) else value))

@@ -10,9 +10,10 @@ import numpy as np
 from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float
 
+from ._arguments import check_count
 from ._density import Density, OfFlow
 from ._guide import AutoFlow, parameters_only
-from ._keys import key_from_text
+from ._keys import checked_key, key_from_text
 from ._outcome import STATUS, Certificate, Restarts, Snapshots, Summary, Verdict, constraint_table, message, summary
 from ._problem import Problem
 from ._types import Key, Sites
@@ -115,7 +116,8 @@ class Result(eqx.Module):
         """
         import xarray as xr
 
-        values = _statistics(self.problem, self.flow, key, n)
+        check_count("n", n)
+        values = _statistics(self.problem, self.flow, checked_key(key), n)
         data = {}
         for target in self.problem.property.targets:
             statistic = target.statistic
@@ -170,7 +172,7 @@ class Result(eqx.Module):
         """
         from ._arviz import SENSITIVITY_GROUP, result_groups, to_arviz, to_datatree
 
-        key = jax.random.fold_in(key_from_text(self.seed), 7) if key is None else key
+        key = jax.random.fold_in(key_from_text(self.seed), 7) if key is None else checked_key(key)
         groups, attrs = result_groups(self, key=key, num_chains=num_chains, num_draws=num_draws)
         groups |= {} if sensitivity is None else {SENSITIVITY_GROUP: sensitivity}
         return to_arviz(to_datatree(groups, attrs))
@@ -243,7 +245,7 @@ class Result(eqx.Module):
 
         return sample_tilted(
             self,
-            key,
+            checked_key(key),
             num_warmup=num_warmup,
             num_samples=num_samples,
             num_chains=num_chains,

@@ -202,6 +202,11 @@ class Simulator(eqx.Module):
     def _require(self, values: Sites) -> None:
         if missing := [name for name in self.names if name not in values]:
             raise ValueError(f"Expected values of the parameters {list(self.names)}; {missing} are missing.")
+        known = {*self.names, *self.noise, *self.deterministics}
+        if unknown := [name for name in values if name not in known]:
+            raise ValueError(
+                f"Expected values of the parameters {list(self.names)} only; got {unknown}, which are no sites of the model."
+            )
 
     def _unconstrain(self, trace: dict[str, dict]) -> Unconstrained:
         sites = [trace[name] for name in self.names]
@@ -247,12 +252,29 @@ def _inspect(model: Callable[..., Any], args: tuple, kwargs: dict) -> list[_Site
         for site in handlers.trace(seeded).get_trace(*args, **kwargs).values():
             found.append(_describe(site))
 
-    jax.eval_shape(run)
+    try:
+        jax.eval_shape(run)
+    # A model is the user's code: say that it failed, and how.
+    except Exception as error:
+        name = getattr(model, "__name__", type(model).__name__)
+        raise ValueError(
+            f"Expected a model that runs; {name!r} failed: {type(error).__name__}: {_first_line(error)} Its arguments are given "
+            "by model_args and model_kwargs; its values are traced by JAX: write jnp for np, and jax.lax.cond or jnp.where "
+            "for if."
+        ) from error
     return found
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().partition("\n")[0]
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _describe(site: dict) -> _Site:
     name, shape = site["name"], jnp.shape(site["value"]) if site["value"] is not None else ()
+    if site["type"] == "plate":
+        size, subsample_size = site["args"]
+        return _Site(name, "plate" if subsample_size in (None, size) else "subsample", shape, ())
     if site["type"] != "sample":
         return _Site(name, site["type"], shape, ())
     if site["is_observed"]:
@@ -271,6 +293,11 @@ def _values(trace: dict[str, dict]) -> dict[str, Array]:
 
 
 def _check_names(names: tuple[str, ...], sites: list[_Site]) -> None:
+    if plates := [site.name for site in sites if site.kind == "subsample"]:
+        raise ValueError(
+            f"Expected plates without subsampling; got {plates}. Every run would leave out others: simulate all of a plate, and "
+            "leave out subsample_size."
+        )
     kinds = {site.name: site.kind for site in sites}
     latent = [site.name for site in sites if site.kind == "latent"]
     if data := [site.name for site in sites if site.kind == "observed"]:
@@ -300,3 +327,6 @@ def _check_names(names: tuple[str, ...], sites: list[_Site]) -> None:
         raise ValueError(f"Expected parameters among the sample sites {latent}; {wrong} are not random.")
     if len(set(names)) < len(names):
         raise ValueError(f"Expected each parameter once; got {names}.")
+    chosen = [site for site in sites if site.kind == "latent" and site.name in (names or latent)]
+    if empty := [site.name for site in chosen if 0 in site.unconstrained_shape]:
+        raise ValueError(f"Expected parameters of at least one number; got {empty}, which have none.")

@@ -14,7 +14,16 @@ from flowjax.distributions import AbstractDistribution
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from . import flows
-from ._arviz import SENSITIVITY_GROUP, SNAPSHOT_GROUP, read_arviz, result_groups, to_datatree, write
+from ._arguments import check_instance
+from ._arviz import (
+    SENSITIVITY_GROUP,
+    SNAPSHOT_GROUP,
+    check_target,
+    read_arviz,
+    result_groups,
+    to_datatree,
+    write,
+)
 from ._begin import build_flow
 from ._keys import key_from_text
 from ._outcome import STATUS, Certificate, Snapshots, Verdict
@@ -33,6 +42,7 @@ def save(
     sensitivity: xr.Dataset | None = None,
 ) -> None:
     """Write a result to one NetCDF (``.nc``) or Zarr (``.zarr``) file; see `Result.save`."""
+    check_target(Path(path), overwrite)
     key = jax.random.fold_in(key_from_text(result.seed), 7)
     groups, attrs = result_groups(result, key=key)
     groups[FLOW_GROUP] = _flow_dataset(result.flow)
@@ -59,6 +69,11 @@ def load(path: str | os.PathLike[str], problem: Problem, *, flow: flows.FlowBuil
         OSError: If there is no such file.
         ValueError: If the file is damaged, answers another question, or holds another flow.
     """
+    check_instance("problem", problem, Problem, "the Problem that was fitted")
+    if not callable(flow):
+        raise TypeError(
+            f"Expected flow to be the builder that the run was given, such as flows.Coupling(); got {flow!r}."
+        )
     tree = read_arviz(path)
     missing = {FLOW_GROUP, VERDICT_GROUP, "constant_data", "optimization"} - set(tree.children)
     if missing:

@@ -24,6 +24,7 @@ from numpyro.infer import MCMC
 from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.mcmc import MCMCKernel
 
+from ._arguments import check_count
 from ._arviz import SAMPLE_DIMS, _batch, _constant_data, _draw_groups, _root_attributes, to_arviz, to_datatree
 from ._dual import DualSolution
 from ._keys import key_from_text
@@ -193,8 +194,7 @@ def _sample_parameters(problem: Problem) -> dict[str, Array]:
 
 
 def _check_simulations(num_simulations: int) -> None:
-    if num_simulations < 1:
-        raise ValueError(f"Expected num_simulations of at least 1; got {num_simulations}.")
+    check_count("num_simulations", num_simulations)
 
 
 def _multipliers(result: Result) -> Moments:
@@ -204,11 +204,12 @@ def _multipliers(result: Result) -> Moments:
 
 
 def _check_counts(num_warmup: int, num_samples: int, num_chains: int) -> None:
-    if num_warmup < 0 or num_samples < 1 or num_chains < 1:
-        raise ValueError(
-            "Expected num_warmup of at least 0 and at least one sample and chain; got "
-            f"{num_warmup=}, {num_samples=}, {num_chains=}."
-        )
+    for name, count, least in (
+        ("num_warmup", num_warmup, 0),
+        ("num_samples", num_samples, 1),
+        ("num_chains", num_chains, 1),
+    ):
+        check_count(name, count, least)
 
 
 def _run_chains(

@@ -5,6 +5,7 @@ map, an optional normalisation and a mixing map; a closing affine map gives loca
 the identity, so that the start (`starts`) alone decides where the guide begins.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import equinox as eqx
@@ -29,6 +30,7 @@ from flowjax.bijections import MaskedAutoregressive as MaskedAutoregressiveBijec
 from flowjax.distributions import AbstractDistribution, Normal, StandardNormal, Transformed, VmapMixture
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from ._arguments import as_number, check_bool, check_count, check_instance, check_positive
 from ._types import Key
 
 __all__ = [
@@ -56,6 +58,8 @@ Mixing = Callable[[Key, int], AbstractBijection]
 
 def affine(min_scale: float = 1e-2) -> AbstractBijection:
     """Elementwise ``y = a x + b`` with ``a > min_scale``, as a coupling's transformer."""
+    if not 0 <= as_number(min_scale) < 1:
+        raise ValueError(f"Expected 0 <= min_scale < 1; got {min_scale!r}.")
     scale: paramax.Parameterize = paramax.Parameterize(
         lambda x: jax.nn.softplus(x) + min_scale, _inverse_softplus(1 - min_scale)
     )
@@ -64,6 +68,8 @@ def affine(min_scale: float = 1e-2) -> AbstractBijection:
 
 def spline(knots: int = 8, interval: float = 4.0) -> AbstractBijection:
     """Monotone rational-quadratic spline (Durkan et al. 2019, arXiv 1906.04032); the identity outside the interval."""
+    check_count("knots", knots, 2)
+    check_positive(interval=interval)
     return RationalQuadraticSpline(knots=knots, interval=interval)
 
 
@@ -121,7 +127,7 @@ class Coupling(eqx.Module):
     initial_scale: float = 0.1
 
     def __check_init__(self):
-        _check_counts(num_stages=self.num_stages, width=self.width, depth=self.depth)
+        _check_stack(self)
 
     def __call__(self, key: Key, dim: int) -> AbstractDistribution:
         """Build the flow.
@@ -177,7 +183,7 @@ class MaskedAutoregressive(eqx.Module):
     initial_scale: float = 0.1
 
     def __check_init__(self):
-        _check_counts(num_stages=self.num_stages, width=self.width, depth=self.depth)
+        _check_stack(self)
 
     def __call__(self, key: Key, dim: int) -> AbstractDistribution:
         """Build the flow; ``dim = 1`` gives unconditional elementwise maps."""
@@ -212,7 +218,9 @@ class Elementwise(eqx.Module):
     closing_affine: bool = False
 
     def __check_init__(self):
-        _check_counts(num_stages=self.num_stages)
+        check_count("num_stages", self.num_stages)
+        check_bool(closing_affine=self.closing_affine)
+        _check_transformer(self.transformer)
 
     def __call__(self, key: Key, dim: int) -> AbstractDistribution:
         """Build the flow for any ``dim >= 1``."""
@@ -265,8 +273,13 @@ def mixture(members: Sequence[AbstractDistribution], shares: Float[ArrayLike, " 
     Raises:
         ValueError: If there is no member, or their numbers or structures differ.
     """
+    if wrong := [flow for flow in members if not isinstance(flow, AbstractDistribution)]:
+        raise TypeError(f"Expected flowjax distributions, such as result.flow; got {wrong[0]!r}.")
     parts = [eqx.partition(flow, eqx.is_array) for flow in members]
-    if not parts or len(parts) != len(np.asarray(shares)):
+    weights = np.asarray(shares, float)
+    if weights.ndim == 1 and not (np.all(weights > 0) and np.all(np.isfinite(weights))):
+        raise ValueError(f"Expected positive finite shares; got {shares}. Leave out the flows that have none.")
+    if not parts or weights.shape != (len(parts),):
         raise ValueError(
             f"Expected one share for each flow, and at least one; got {len(parts)} flows, shares {shares}."
         )
@@ -316,7 +329,21 @@ def _inverse_softplus(x: float) -> Array:
     return jnp.log(jnp.expm1(jnp.asarray(x, float)))
 
 
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if not (isinstance(count, int) and count >= 1):
-            raise ValueError(f"Expected {name} to be an integer >= 1; got {count!r}.")
+def _check_stack(flow: "Coupling | MaskedAutoregressive") -> None:
+    for name in ("num_stages", "width", "depth"):
+        check_count(name, getattr(flow, name))
+    check_bool(normalise=flow.normalise, closing_affine=flow.closing_affine)
+    for name in ("mixing", "activation"):
+        if not callable(getattr(flow, name)):
+            raise TypeError(
+                f"Expected {name} to be a function, such as flows.flip or jnp.tanh; got {getattr(flow, name)!r}."
+            )
+    if not 0 <= as_number(flow.initial_scale) < math.inf:
+        raise ValueError(f"Expected initial_scale >= 0 and finite; got {flow.initial_scale!r}.")
+    _check_transformer(flow.transformer)
+
+
+def _check_transformer(transformer: AbstractBijection) -> None:
+    check_instance(
+        "transformer", transformer, AbstractBijection, "a bijection, such as flows.affine() or flows.spline()"
+    )

@@ -4,6 +4,7 @@ An *epoch* is all optimiser steps at fixed multipliers and penalty metric. At it
 showed and gives the next multipliers and metric of the loss ``-H_b + eta . R + 1/2 R' P R``.
 """
 
+import math
 from abc import abstractmethod
 from typing import Generic, NamedTuple, TypeVar
 
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ._arguments import as_number, check_count, check_positive
 from ._types import Key, Metric, Moments, Scalar
 
 __all__ = ["AbstractMultiplierRule", "EpochSummary", "GrowingPenalty", "Natural"]
@@ -89,10 +91,11 @@ class Natural(AbstractMultiplierRule[NaturalState]):
     anneals = True
 
     def __check_init__(self):
-        _check_positive(penalty=self.penalty, rate=self.rate, steps_per_epoch=self.steps_per_epoch)
+        check_positive(penalty=self.penalty, rate=self.rate)
+        check_count("steps_per_epoch", self.steps_per_epoch)
         for name, share in (("forgetting", self.forgetting), ("shrinkage", self.shrinkage)):
-            if not 0 < share <= 1:
-                raise ValueError(f"Expected 0 < {name} <= 1; got {share}.")
+            if not 0 < as_number(share) <= 1:
+                raise ValueError(f"Expected 0 < {name} <= 1; got {share!r}.")
 
     def init(self, key: Key, covariance: Metric) -> NaturalState:
         return NaturalState(jnp.zeros_like(covariance[0]), self._metric(covariance), covariance)
@@ -140,11 +143,13 @@ class GrowingPenalty(AbstractMultiplierRule[GrowingPenaltyState]):
     anneals = False
 
     def __check_init__(self):
-        _check_positive(initial_penalty=self.initial_penalty, steps_per_epoch=self.steps_per_epoch)
-        if not 0 <= self.shrinkage_factor <= 1:
-            raise ValueError(f"Expected 0 <= shrinkage_factor <= 1; got {self.shrinkage_factor}.")
-        if not self.growth >= 1:
-            raise ValueError(f"Expected growth >= 1; got {self.growth}.")
+        check_positive(initial_penalty=self.initial_penalty)
+        check_count("steps_per_epoch", self.steps_per_epoch)
+        check_count("num_norms", self.num_norms, 0)
+        if not 0 <= as_number(self.shrinkage_factor) <= 1:
+            raise ValueError(f"Expected 0 <= shrinkage_factor <= 1; got {self.shrinkage_factor!r}.")
+        if not 1 <= as_number(self.growth) < math.inf:
+            raise ValueError(f"Expected growth >= 1; got {self.growth!r}.")
         if not 2 <= self.num_norms <= self.steps_per_epoch:
             raise ValueError(
                 f"Expected 2 <= num_norms <= steps_per_epoch; got {self.num_norms}, {self.steps_per_epoch}."
@@ -194,9 +199,3 @@ def welch_t_test(first: Float[Array, " n"], second: Float[Array, " m"]) -> tuple
     # P(|t_v| > t) is the regularised incomplete beta function at v / (v + t^2) (Abramowitz & Stegun 26.7.1).
     p = jax.scipy.special.betainc(freedom / 2, 0.5, freedom / (freedom + t**2))
     return t, p
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0:
-            raise ValueError(f"Expected {name} > 0; got {value}.")

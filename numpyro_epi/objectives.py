@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from ._arguments import check_bool, check_instance, check_positive
 from ._problem import Evaluation, Problem
 from ._types import Draws, Finite, Metric, MomentDraws, Moments, PerDraw, Scalar
 
@@ -133,6 +134,11 @@ class Pathwise(AbstractObjective):
     penalty: Penalty = eqx.field(static=True, default=u_statistic)
     path_derivative: bool = False
 
+    def __check_init__(self):
+        if not callable(self.penalty):
+            raise TypeError(f"Expected penalty to be a function, such as objectives.u_statistic; got {self.penalty!r}.")
+        check_bool(path_derivative=self.path_derivative)
+
     def __call__(self, key, flow, evaluate, lagrangian, num_draws):
         flow_key, noise_key = jax.random.split(key)
         if self.path_derivative:
@@ -189,6 +195,12 @@ class Anchored(AbstractObjective):
     objective: AbstractObjective
     draws: Float[Array, "K D"]
     weight: float = 1.0
+
+    def __check_init__(self):
+        check_instance("objective", self.objective, AbstractObjective, "an objective, such as objectives.Pathwise()")
+        if len(jnp.shape(self.draws)) != 2:
+            raise ValueError(f"Expected draws of shape [K, D]; got shape {list(jnp.shape(self.draws))}.")
+        check_positive(weight=self.weight)
 
     def __call__(self, key, flow, evaluate, lagrangian, num_draws):
         key, pick_key = jax.random.split(key)

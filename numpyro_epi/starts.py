@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._arguments import check_bool, check_count, check_instance, check_positive
 from ._chains import ChainSettings, begins_at_base
 from ._pilot import approach
 from ._problem import Problem
@@ -55,6 +56,9 @@ class Prior(AbstractStart):
 
     num_draws: int = 4096
 
+    def __check_init__(self):
+        check_count("num_draws", self.num_draws, 2)
+
     def __call__(self, key, problem):
         if not problem.simulator.has_proper_prior:
             draws = jax.random.normal(key, (self.num_draws, problem.dim))
@@ -76,7 +80,11 @@ class Gaussian(AbstractStart):
     num_draws: int
 
     def __init__(self, mean: Numbers = 0.0, covariance: Numbers = 1.0, num_draws: int = 4096):
-        self.mean, self.covariance = np.asarray(mean, float), np.asarray(covariance, float)
+        try:
+            self.mean, self.covariance = np.asarray(mean, float), np.asarray(covariance, float)
+        except (TypeError, ValueError):
+            raise ValueError(f"Expected a mean and a covariance of numbers; got {mean!r} and {covariance!r}.") from None
+        check_count("num_draws", num_draws, 2)
         self.num_draws = num_draws
         if not (np.all(np.isfinite(self.mean)) and np.all(np.isfinite(self.covariance))):
             raise ValueError(f"Expected a finite mean and covariance; got {mean} and {covariance}.")
@@ -120,8 +128,10 @@ class Pilot(AbstractStart):
     or_prior: bool = False
 
     def __check_init__(self):
-        if not (self.num_draws >= 2 and self.spreads > 0 and self.batch >= 1 and self.max_simulations >= 1):
-            raise ValueError(f"Expected num_draws >= 2, spreads > 0, batch >= 1 and max_simulations >= 1; got {self}.")
+        for name, least in (("num_draws", 2), ("batch", 1), ("max_simulations", 1)):
+            check_count(name, getattr(self, name), least)
+        check_positive(spreads=self.spreads)
+        check_bool(or_prior=self.or_prior)
 
     def __call__(self, key, problem):
         pilot_key, prior_key = jax.random.split(key)
@@ -166,6 +176,11 @@ class Chains(AbstractStart):
 
     settings: ChainSettings | None = None
     tolerance: float = 0.1
+
+    def __check_init__(self):
+        if self.settings is not None:
+            check_instance("settings", self.settings, ChainSettings, "ChainSettings(...)")
+        check_positive(tolerance=self.tolerance)
 
     def __call__(self, key, problem):
         if not problem.differentiable:

@@ -14,6 +14,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from ._arguments import check_bool
 from ._registry import Provider, Registry
 from ._types import AbstractSites, Sites
 
@@ -43,12 +44,25 @@ class Statistic(eqx.Module):
     differentiable: bool = eqx.field(static=True, default=True)
 
     def __check_init__(self):
+        if not callable(self.function):
+            raise TypeError(
+                f"Expected a function of one draw's sites; got {self.function!r}. Write @statistic() above one."
+            )
+        for what, text in (("name", self.name), ("unit", self.unit)):
+            if not isinstance(text, str):
+                raise TypeError(f"Expected the {what} of a statistic to be a text; got {text!r}.")
+        check_bool(differentiable=self.differentiable)
+        if not all(isinstance(dim, str) for dim in self.dims) or len(set(self.dims)) < len(self.dims):
+            raise ValueError(f"Expected dims of {self.name!r} to be different names; got {self.dims}.")
         if extra := sorted(set(self.coords) - set(self.dims)):
             raise ValueError(f"Expected coords of {self.name!r} for dims among {self.dims}; got {extra}.")
 
     def __call__(self, sites: AbstractSites) -> Array:
         """Measure one draw."""
-        return jnp.asarray(self.function(sites), float)
+        found = self.function(sites)
+        if jnp.iscomplexobj(found):
+            raise TypeError(f"{self.name!r} returned complex numbers; return their parts, or their modulus")
+        return jnp.asarray(found, float)
 
     def bind(self, **options: Any) -> "Statistic":
         """Fix keyword options of the function, such as which site it reads.
@@ -101,7 +115,7 @@ class Statistic(eqx.Module):
 
 
 def statistic(
-    *,
+    *functions: Callable[..., Array],
     unit: str = "",
     dims: Sequence[str] = (),
     coords: Mapping[str, Sequence[Any]] | None = None,
@@ -111,6 +125,7 @@ def statistic(
     """Turn a function of one draw's sites into a `Statistic`.
 
     Args:
+        *functions: None: the decorator is called, ``@statistic()``.
         unit: Unit of the returned value; empty for a pure number.
         dims: A name for each axis of the returned array.
         coords: Labels along each dim.
@@ -120,9 +135,15 @@ def statistic(
     Returns:
         A decorator. The decorated object is still called with one draw's sites.
     """
+    if functions:
+        raise TypeError(f"Expected the decorator to be called; got @statistic on {functions[0]!r}. Write @statistic().")
+    if isinstance(dims, str):
+        raise TypeError(f"Expected dims to be a sequence of names; got the string {dims!r}. Write ({dims!r},).")
+    if not (coords is None or isinstance(coords, Mapping)):
+        raise TypeError(f"Expected coords to map dims to labels; got {coords!r}.")
 
     def decorate(function: Callable[..., Array]) -> Statistic:
-        label = name or function.__name__
+        label = name or getattr(function, "__name__", type(function).__name__)
         return Statistic(function, label, unit, tuple(dims), dict(coords or {}), differentiable)
 
     return decorate

@@ -229,7 +229,7 @@ BAD_FIELDS = {
     "penalty": (Natural, {"penalty": 0.0}, "Expected penalty > 0; got 0.0"),
     "penalty_nan": (Natural, {"penalty": np.nan}, "Expected penalty > 0; got nan"),
     "rate": (Natural, {"rate": -1.0}, "Expected rate > 0; got -1.0"),
-    "steps": (Natural, {"steps_per_epoch": 0}, "Expected steps_per_epoch > 0; got 0"),
+    "steps": (Natural, {"steps_per_epoch": 0}, "Expected steps_per_epoch to be an integer >= 1; got 0"),
     "forgetting": (Natural, {"forgetting": 1.5}, "Expected 0 < forgetting <= 1; got 1.5"),
     "shrinkage": (Natural, {"shrinkage": 0.0}, "Expected 0 < shrinkage <= 1; got 0.0"),
     "initial_penalty": (GrowingPenalty, {"initial_penalty": 0.0}, "Expected initial_penalty > 0; got 0.0"),

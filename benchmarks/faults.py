@@ -1,0 +1,260 @@
+"""What happens to a run, and to what it leaves behind, when things go wrong.
+
+    python benchmarks/faults.py [--kills 50] [--flips 200] [--out benchmarks/results/faults.md]
+
+Every run is a process of its own that fits a small problem, or goes on with its checkpoint where there is one. "Survived" are
+faults after which the wanted result, or a clear error, came; "lost" is the most work that had to be done again, in seconds from
+the last checkpoint to the fault; "wrong" are results that differ in any digit from an undisturbed run's, and reads of damaged
+files that gave anything but an error or the very same content.
+"""
+
+import argparse
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from _table import write_row
+
+HEADER = ("fault", "tried", "survived", "lost (s)", "wrong", "what was seen")
+MAX_STEPS = 3000
+
+
+class Outcome(NamedTuple):
+    """One row of the table."""
+
+    tried: int
+    survived: int
+    lost: float
+    wrong: int
+    seen: str
+
+
+def main() -> None:
+    """Try every fault, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--flips", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.md")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, arguments.out.open("w") as table:
+        bench = Bench(Path(folder))
+        faults: dict[str, Callable[[], Outcome]] = {
+            "SIGKILL at a random moment, then resumed": lambda: bench.killed(arguments.kills),
+            "SIGINT at a random moment, then resumed": lambda: bench.asked(signal.SIGINT, 5),
+            "SIGTERM at a random moment, then resumed": lambda: bench.asked(signal.SIGTERM, 5),
+            "checkpoint cut off or one bit turned": lambda: bench.damaged_checkpoint(arguments.flips),
+            "newest checkpoint damaged, the one before whole": bench.fallen_back,
+            "result file cut off or one bit turned": lambda: bench.damaged_result(arguments.flips),
+            "files may not grow (a full disk)": bench.full_disk,
+            "two runs at one checkpoint": bench.two_at_once,
+        }
+        write_row(table, HEADER)
+        write_row(table, ("---",) * len(HEADER))
+        for name, fault in faults.items():
+            found = fault()
+            lost = f"{found.lost:.1f}" if np.isfinite(found.lost) else "-"
+            write_row(table, (name, str(found.tried), str(found.survived), lost, str(found.wrong), found.seen))
+
+
+class Bench:
+    """A folder with an undisturbed run's result to compare with."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.rng = folder, np.random.default_rng(0)
+        self.environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
+        # The first run compiles, the second is timed.
+        for name in ("first", "whole"):
+            began = time.monotonic()
+            finished = self.start(name).wait()
+            if finished != 0:
+                raise RuntimeError(f"Expected an undisturbed run to end with 0; got {finished}.")
+        self.seconds = time.monotonic() - began
+
+    def start(self, name: str, **more) -> subprocess.Popen:
+        """Begin a run, or go on with it."""
+        command = [sys.executable, __file__, "--worker", str(self.folder / name)]
+        return subprocess.Popen(command, env=self.environment, stderr=subprocess.PIPE, text=True, **more)
+
+    def is_right(self, name: str) -> bool:
+        """Whether a run ended at the very numbers of the undisturbed one."""
+        return _same(self.folder / f"{name}.nc", self.folder / "whole.nc")
+
+    def killed(self, count: int) -> Outcome:
+        """Chains of runs, each killed and gone on with until it comes through."""
+        kills = chains = right = ended = 0
+        lost = 0.0
+        while kills < count:
+            name, alive = f"killed-{chains}", True
+            while alive:
+                began = time.time()
+                run = self.start(name)
+                try:
+                    # The last of a chain may end by itself.
+                    limit = None if kills >= count else self.rng.uniform(0, 1.2 * self.seconds)
+                    run.communicate(timeout=limit)
+                    alive = False
+                except subprocess.TimeoutExpired:
+                    run.kill()
+                    run.communicate()
+                    kills += 1
+                    lost = max(lost, time.time() - max(began, self.kept_at(name)))
+            chains += 1
+            ended += run.returncode == 0
+            right += run.returncode == 0 and self.is_right(name)
+        seen = f"{chains} results after {kills} kills; {right} equal the undisturbed one to the last digit"
+        return Outcome(kills, kills if ended == chains else 0, lost, ended - right, seen)
+
+    def kept_at(self, name: str) -> float:
+        """When a run's last checkpoint was written."""
+        path = self.folder / f"{name}.ckpt"
+        return path.stat().st_mtime if path.exists() else 0.0
+
+    def asked(self, number: signal.Signals, count: int) -> Outcome:
+        """Runs that are asked to stop while their loop runs."""
+        codes, right, lost = [], 0, 0.0
+        for trial in range(count):
+            name = f"{number.name}-{trial}"
+            run = self.start(name)
+            while run.poll() is None and not (self.folder / f"{name}.ckpt").exists():
+                time.sleep(0.01)
+            time.sleep(self.rng.uniform(0, 0.1))
+            run.send_signal(number)
+            asked_at = time.time()
+            run.communicate()
+            codes.append(run.returncode)
+            lost = max(lost, asked_at - self.kept_at(name)) if run.returncode else lost
+            ended = self.start(name)
+            ended.communicate()
+            right += ended.returncode == 0 and self.is_right(name)
+        return Outcome(count, right, max(lost, 0.0), count - right, f"exit codes {sorted(set(codes))}")
+
+    def damaged_checkpoint(self, count: int) -> Outcome:
+        """The checkpoint of a finished run, read after damage."""
+        from numpyro_epi._checkpoint import read
+
+        path = self.folder / "damaged.ckpt"
+        whole = (self.folder / "whole.ckpt").read_bytes()
+        return self._damaged(whole, path, count, lambda: read(path))
+
+    def damaged_result(self, count: int) -> Outcome:
+        """The result of a finished run, read after damage."""
+        import numpyro_epi as epi
+
+        path = self.folder / "damaged.nc"
+        whole = (self.folder / "whole.nc").read_bytes()
+        return self._damaged(whole, path, count, lambda: epi.read_arviz(path))
+
+    def _damaged(self, whole: bytes, path: Path, count: int, read: Callable[[], object]) -> Outcome:
+        refused = same = 0
+        for trial in range(count):
+            place = int(self.rng.integers(len(whole)))
+            broken = bytearray(whole[:place] if trial % 2 else whole)
+            if trial % 2 == 0:
+                broken[place] ^= 1 << int(self.rng.integers(8))
+            path.write_bytes(bytes(broken))
+            try:
+                read()
+                same += path.suffix == ".nc" and _same(path, self.folder / "whole.nc")
+            except (ValueError, OSError) as error:
+                refused += str(path) in str(error)
+            path.unlink()
+        seen = f"{refused} refused with the file's name, {same} read with unchanged content"
+        return Outcome(count, refused + same, np.nan, count - refused - same, seen)
+
+    def fallen_back(self) -> Outcome:
+        """A run whose newest checkpoint is damaged goes on from the one before."""
+        for suffix in (".ckpt", ".ckpt.previous"):
+            shutil.copy(self.folder / f"whole{suffix}", self.folder / f"back{suffix}")
+        path = self.folder / "back.ckpt"
+        path.write_bytes(path.read_bytes()[:-100])
+        run = self.start("back")
+        _, said = run.communicate()
+        right = run.returncode == 0 and self.is_right("back")
+        return Outcome(1, int(right), np.nan, int(not right), "a warning" if "Going on from" in said else "no warning")
+
+    def full_disk(self) -> Outcome:
+        """A process that may write 100 bytes to a file and no more: every checkpoint and the result fail."""
+
+        def limit() -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+
+        run = self.start("full", preexec_fn=limit)
+        _, said = run.communicate()
+        left = [path for path in self.folder.glob("full*") if not path.name.endswith(".lock")]
+        clear = run.returncode == 1 and "The run goes on" in said and "File too large" in said
+        seen = (
+            f"checkpoints: a warning each time; result: {said.strip().splitlines()[-1][:100]}; {len(left)} files left"
+        )
+        return Outcome(1, int(clear), np.nan, len(left), seen.replace(str(self.folder), "..."))
+
+    def two_at_once(self) -> Outcome:
+        """The second of two runs that write to one checkpoint."""
+        first = self.start("shared")
+        while first.poll() is None and not (self.folder / "shared.ckpt").exists():
+            time.sleep(0.01)
+        second = self.start("shared")
+        _, said = second.communicate()
+        first.communicate()
+        right = first.returncode == 0 and self.is_right("shared")
+        refused = second.returncode == 1 and "Expected a checkpoint that no run is writing" in said
+        return Outcome(2, int(right) + int(refused), np.nan, int(not right), "the second is refused at once")
+
+
+def _same(one: Path, other: Path) -> bool:
+    import numpyro_epi as epi
+
+    trees = [epi.read_arviz(path) for path in (one, other)]
+    groups = [set(tree.children) for tree in trees]
+    # Wall time and when it was made are the run's own.
+    return groups[0] == groups[1] and all(
+        trees[0][name].to_dataset().equals(trees[1][name].to_dataset()) for name in groups[0]
+    )
+
+
+def _work(path: Path) -> int:
+    """One run: fit, or go on; then save."""
+    import jax
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+
+    import numpyro_epi as epi
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+    def cloud() -> None:
+        numpyro.sample("x", dist.Normal(0, 1).expand([3]).to_event(1))
+
+    @epi.statistic(name="total")
+    def total(sites):
+        return jnp.sum(sites["x"])
+
+    prop = epi.EmergentProperty(epi.Target(total, mean=0.5, std=0.5))
+    problem = epi.Problem(cloud, prop, num_draws=100, max_steps=MAX_STEPS)
+    start, checkpoint = epi.starts.Prior(), path.with_suffix(".ckpt")
+    if checkpoint.exists() or checkpoint.with_name(checkpoint.name + ".previous").exists():
+        result = epi.resume(checkpoint, problem, start=start, every=0.0)
+    else:
+        result = epi.fit(jax.random.key(1), problem, start=start, checkpoint=checkpoint, every=0.0)
+    if cut_by := result.settings["cut_by"]:
+        return 128 + signal.Signals[cut_by]
+    result.save(path.with_suffix(".nc"))
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        warnings.simplefilter("always")
+        raise SystemExit(_work(Path(sys.argv[2])))
+    main()
