@@ -453,7 +453,8 @@ def _title(figure: "matplotlib.figure.Figure", tree: xr.DataTree, *notes: str) -
     lines = [line for text in (head, *notes) for line in textwrap.wrap(text, width)]
     figure.suptitle("\n".join(lines), fontsize=10)
     # Names are no formulas, whatever dollar signs they have.
-    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
+    texts: list[Any] = figure.findobj(lambda artist: hasattr(artist, "set_parse_math"))
+    for text in texts:
         text.set_parse_math(False)
 
 

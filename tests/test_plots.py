@@ -195,8 +195,8 @@ def test_pair_counts_the_draws_it_cannot_show():
         ({"parameters": ("B",)}, ValueError, r"Expected parameters among \['A', 'cell/rate'\] .*; got \['B'\]"),
         ({"parameters": ()}, ValueError, "Expected at least one parameter; got an empty sequence"),
         ({"parameters": "A"}, TypeError, r"Expected a sequence of names; got the string 'A'. Write \('A',\)"),
-        ({"num_draws": 0}, ValueError, "Expected positive counts; got num_draws=0"),
-        ({"max_parameters": 0}, ValueError, "Expected positive counts; got .*max_parameters=0"),
+        ({"num_draws": 0}, ValueError, "Expected num_draws to be an integer >= 1; got 0"),
+        ({"max_parameters": 0}, ValueError, "Expected max_parameters to be an integer >= 1; got 0"),
     ],
     ids=["unknown", "empty", "text", "draws", "parameters"],
 )
