@@ -42,8 +42,9 @@ def add_title(figure: "matplotlib.figure.Figure", tree: xr.DataTree, *notes: str
     lines = [line for text in (head, *notes) for line in textwrap.wrap(text, width)]
     figure.suptitle("\n".join(lines), fontsize=10)
     # Names are no formulas, whatever dollar signs they have.
-    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
-        text.set_parse_math(False)  # type: ignore[attr-defined]
+    texts: list[Any] = figure.findobj(lambda artist: hasattr(artist, "set_parse_math"))
+    for text in texts:
+        text.set_parse_math(False)
 
 
 def bad_draws(*columns: np.ndarray) -> list[str]:

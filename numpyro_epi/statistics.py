@@ -60,7 +60,7 @@ class Statistic(eqx.Module):
     def __call__(self, sites: AbstractSites) -> Array:
         """Measure one draw."""
         found = self.function(sites)
-        if jnp.iscomplexobj(found):
+        if getattr(getattr(found, "dtype", None), "kind", "") == "c" or isinstance(found, complex):
             raise TypeError(f"{self.name!r} returned complex numbers; return their parts, or their modulus")
         return jnp.asarray(found, float)
 

@@ -487,7 +487,7 @@ def test_bad_arguments_are_refused():
     key, result = jax.random.key(0), small_result()
     with pytest.raises(ValueError, match=r"Expected finite multipliers; got \[nan\]. The run ended nonfinite"):
         certify(key, small_result([np.nan], STATUS.nonfinite))
-    with pytest.raises(ValueError, match="Expected num_draws >= 100; got 99"):
+    with pytest.raises(ValueError, match="Expected num_draws to be an integer >= 100; got 99"):
         certify(key, result, num_draws=99)
     with pytest.raises(ValueError, match="Expected results for one problem; got 'model' and 'model'"):
         certify(key, result, others=(small_result(name="indicator"),))

@@ -212,5 +212,5 @@ def test_report_is_a_table_that_fits_a_terminal():
 
 def test_too_few_draws_are_refused():
     problem = Problem(normal, EmergentProperty(Z))
-    with pytest.raises(ValueError, match="Expected num_draws >= 10; got 9"):
+    with pytest.raises(ValueError, match="Expected num_draws to be an integer >= 10; got 9"):
         check(problem, KEY, num_draws=9)

@@ -383,7 +383,7 @@ def test_whole_sites_can_be_fixed():
 
 
 def test_wrong_counts_are_named(normal):
-    with pytest.raises(ValueError, match="Expected num_starts >= 1 and depth > 0; got num_starts=0"):
+    with pytest.raises(ValueError, match="Expected num_starts to be an integer >= 1; got 0"):
         normal.modes(jax.random.key(0), num_starts=0)
 
 

@@ -68,6 +68,7 @@ def test_while_jax_looks_for_nan(first):
         np.testing.assert_array_equal(answer(), first)
 
 
+@pytest.mark.slow
 def test_in_another_process(first):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         np.testing.assert_array_equal(pool.apply(answer), first)

@@ -307,10 +307,10 @@ def test_rhat_shows_chains_in_separate_modes():
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ({"num_samples": 0}, "at least one sample and chain; got num_warmup=500, num_samples=0"),
-        ({"num_chains": 0}, "at least one sample and chain; got .*num_chains=0"),
-        ({"num_warmup": -1}, "Expected num_warmup of at least 0"),
-        ({"num_simulations": 0}, "Expected num_simulations of at least 1; got 0"),
+        ({"num_samples": 0}, "Expected num_samples to be an integer >= 1; got 0"),
+        ({"num_chains": 0}, "Expected num_chains to be an integer >= 1; got 0"),
+        ({"num_warmup": -1}, "Expected num_warmup to be an integer >= 0; got -1"),
+        ({"num_simulations": 0}, "Expected num_simulations to be an integer >= 1; got 0"),
     ],
 )
 def test_counts_are_checked(counts, message):
