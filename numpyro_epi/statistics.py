@@ -52,8 +52,9 @@ class Statistic(eqx.Module):
             if not isinstance(text, str):
                 raise TypeError(f"Expected the {what} of a statistic to be a text; got {text!r}.")
         check_bool(differentiable=self.differentiable)
-        if not all(isinstance(dim, str) for dim in self.dims) or len(set(self.dims)) < len(self.dims):
-            raise ValueError(f"Expected dims of {self.name!r} to be different names; got {self.dims}.")
+        # One name may stand twice: a covariance has the same labels on both of its axes.
+        if not all(isinstance(dim, str) for dim in self.dims):
+            raise ValueError(f"Expected dims of {self.name!r} to be names; got {self.dims}.")
         if extra := sorted(set(self.coords) - set(self.dims)):
             raise ValueError(f"Expected coords of {self.name!r} for dims among {self.dims}; got {extra}.")
 

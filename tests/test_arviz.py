@@ -612,7 +612,7 @@ def test_missing_zarr_names_the_extra(small_tree, tmp_path, monkeypatch):
 
 
 def test_only_exported_data_is_taken():
-    with pytest.raises(TypeError, match="Expected exported data .*; got dict. A result exports itself"):
+    with pytest.raises(TypeError, match="Expected exported data .*; got {}. A result exports itself"):
         as_datatree({})
 
 

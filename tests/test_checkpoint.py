@@ -259,6 +259,15 @@ def interrupt_after(chunks, monkeypatch, number):
     monkeypatch.setattr(_chunks.Fleet, "compile", compile_and_count)
 
 
+@pytest.fixture
+def heard():
+    """SIGINT acts, also where this process was begun in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_its_chunk(number, tmp_path, monkeypatch, whole):
     before = signal.getsignal(number)
@@ -276,6 +285,7 @@ def test_a_signal_ends_the_run_after_its_chunk(number, tmp_path, monkeypatch, wh
     assert_same(epi.resume(path, problem(), start=epi.starts.Prior(), progress=False), whole)
 
 
+@pytest.mark.usefixtures("heard")
 def test_a_second_signal_acts_at_once(monkeypatch):
     run_epochs = _chunks.Fleet.compile
 

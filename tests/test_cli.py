@@ -420,7 +420,10 @@ def whole(tmp_path_factory):
 def test_a_stopped_program_is_resumed_to_the_same_result(here, whole, number):
     """A process of its own, stopped at its second checkpoint by a real signal."""
     (here / "slow.py").write_text(SLOW_FILE)
+    # A process in the background ignores SIGINT, and so do its children.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     run = subprocess.Popen([*FIT, "--out", "cut.nc"], cwd=here, stdout=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     while run.poll() is None and not (here / "cut.nc.ckpt").exists():
         time.sleep(0.01)
     run.send_signal(number)

@@ -159,7 +159,7 @@ def exact_density(name):
     ("name", "coordinates"),
     [
         pytest.param("oscillator_paper", [1], marks=pytest.mark.slow),
-        ("ring", []),
+        pytest.param("ring", [], marks=pytest.mark.slow),
         ("four_corners", [0, 1]),
         ("double_well", [0]),
     ],
@@ -283,6 +283,7 @@ def test_conditional_modes_follow_the_conditional_mean(normal):
         assert not mode.at_edge
 
 
+@pytest.mark.slow
 def test_conditional_draws_are_those_of_the_conditional_distribution(normal):
     draws = np.asarray(normal.condition(jax.random.key(0), {"z[0]": 2.0})["z"], float)
     assert draws.shape == (8, 500, 3)

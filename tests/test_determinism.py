@@ -52,6 +52,7 @@ def test_another_key_gives_another_answer(first):
 @pytest.mark.parametrize("progress", [False, True])
 def test_again(first, progress, capsys):
     np.testing.assert_array_equal(answer(progress), first)
+    assert ("entropy" in capsys.readouterr().err) == progress
 
 
 def test_in_a_thread(first):

@@ -108,6 +108,7 @@ def test_print_and_tables_show_the_constraint(by_chains):
     assert solution.draws()["z"].shape == (*solution.log_weight.shape, 3)
 
 
+@pytest.mark.slow
 def test_same_key_gives_the_same_solution():
     problem = EXACT["truncated_exponential_0.3"]().problem
     first, second = (epi.solve_dual(jax.random.key(3), problem, settings=QUICK) for _ in range(2))

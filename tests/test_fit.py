@@ -129,19 +129,6 @@ def short_fit(problem, **options):
     return epi.fit(jax.random.key(0), problem, **given)
 
 
-def test_same_key_gives_the_same_result():
-    first, second = (short_fit(small_problem()) for _ in range(2))
-    np.testing.assert_array_equal(first.records["loss"], second.records["loss"])
-    assert first.entropy == second.entropy
-
-
-def test_progress_bar_changes_nothing(capsys):
-    silent = short_fit(small_problem())
-    shown = short_fit(small_problem(), progress=True)
-    assert shown.entropy == silent.entropy
-    assert "entropy" in capsys.readouterr().err
-
-
 def test_model_that_is_never_finite_is_reported():
     result = short_fit(small_problem(lambda sites: sites["z"] * jnp.nan))
     assert result.status is epi.STATUS.nonfinite
@@ -196,7 +183,7 @@ def test_score_objective_solves_what_has_no_gradient():
     "start",
     [
         epi.starts.Gaussian(mean=-1.0, covariance=0.25),
-        epi.starts.Pilot(num_draws=300, spreads=0.5),
+        pytest.param(epi.starts.Pilot(num_draws=300, spreads=0.5), marks=pytest.mark.slow),
         epi.starts.Prior(),
     ],
     ids=["gaussian", "pilot", "prior"],

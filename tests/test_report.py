@@ -36,6 +36,7 @@ def tree(result, sensitivity):
     return as_datatree(result.to_arviz(num_draws=50, sensitivity=sensitivity))
 
 
+@pytest.mark.slow
 def test_sensitivity_is_shown_where_it_was_exported(tree, tmp_path):
     rows = " ".join(read(epi.report(tree, tmp_path / "page.html")).text)
     for shown in ("rate by a unit step", "gain by a unit step", "-12.2", "+1.00 z[0]", "+3.5", "+0.25", "at one place"):

@@ -102,5 +102,5 @@ def test_restarts_are_the_same_with_and_without():
 
 
 def test_a_negative_number_of_snapshots_is_an_error():
-    with pytest.raises(ValueError, match="Expected num_snapshots >= 0; got -1"):
+    with pytest.raises(ValueError, match="Expected num_snapshots to be an integer >= 0; got -1"):
         fit(-1)

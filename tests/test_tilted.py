@@ -367,6 +367,7 @@ def test_exported_weights_meet_the_targets_and_are_importance_weights():
     assert stats["log_weight"].attrs["meets_targets"] == 1
 
 
+@pytest.mark.slow
 def test_certificate_survives_a_file(tmp_path):
     # The flow as `fit` builds it around a builder's.
     flow = build_flow(jax.random.key(0), flows.default, 3, 1)

@@ -109,6 +109,7 @@ def test_budget_of_a_problem_is_checked(name, number):
         epi.Problem(lambda: numpyro.sample("z", dist.Normal()), problem_of(identity).property, **{name: number})
 
 
+@pytest.mark.slow
 def test_fit_takes_the_problem_s_budget_unless_told():
     target = epi.Target(lambda sites: sites["z"], mean=0.0, name="T")
     problem = epi.Problem(

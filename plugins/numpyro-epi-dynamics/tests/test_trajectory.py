@@ -65,6 +65,7 @@ def test_simulated_gradient_is_that_of_the_eigenvalues():
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_prior_simulations_are_finite_and_so_are_their_gradients():
     problem = oscillator_simulated()
     draws = jax.vmap(problem.simulator.sample_prior)(jax.random.split(jax.random.key(0), 500))
