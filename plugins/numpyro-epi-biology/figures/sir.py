@@ -31,8 +31,9 @@ def draw(result):
     transmission = np.linspace(*limits[0], 200)
     for attack, style in ((ATTACK - 2 * ATTACK_SD, ":"), (ATTACK, "-"), (ATTACK + 2 * ATTACK_SD, ":")):
         rates.plot(transmission, transmission / reproduction_number(attack), f"k{style}", linewidth=1)
-    grid = [np.linspace(*limit, 12) for limit in limits]
-    peaks = [[expected_peak(one, other) for one in grid[0]] for other in grid[1]]
+    grid = [np.linspace(*limit, 25) for limit in limits]
+    # Where hardly anybody is infected the peak jumps to the first day.
+    peaks = [[expected_peak(a, b) if a > 1.15 * b else np.nan for a in grid[0]] for b in grid[1]]
     days = [PEAK - 2 * PEAK_SD, PEAK, PEAK + 2 * PEAK_SD]
     rates.contour(*grid, peaks, days, colors="C3", linestyles=[":", "-", ":"], linewidths=1)
     rates.plot([], [], "k-", label="60 % (dotted: 50, 70)")

@@ -102,7 +102,13 @@ def sir(
     )
     options = {"population": population, "infected": infected, "num_days": num_days}
     return epi.Problem(
-        _epidemic, wanted, parameters=("transmission", "recovery"), model_kwargs=options, name="biology.sir"
+        _epidemic,
+        wanted,
+        parameters=("transmission", "recovery"),
+        model_kwargs=options,
+        name="biology.sir",
+        # Where an epidemic hardly grows, its peak is all chance, so fits begin at the prior, far from the targets.
+        max_steps=4000,
     )
 
 
