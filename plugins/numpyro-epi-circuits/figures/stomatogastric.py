@@ -87,11 +87,12 @@ def draw(result, mode, directions, frequencies):
     points = left.scatter(draws["g_el"], draws["g_synA"], c=result.log_prob(draws), s=4, cmap="viridis")
     figure.colorbar(points, label="log q (nats)")
     for direction, name, color in zip(directions, ("sensitive", "degenerate"), ("C3", "C0"), strict=True):
-        left.annotate("", mode + direction, mode, arrowprops={"arrowstyle": "->", "color": color, "linewidth": 2})
+        ends = mode + STEPS[[0, -1], None] * direction
+        left.annotate("", ends[1], ends[0], arrowprops={"arrowstyle": "->", "color": color, "linewidth": 2})
         left.plot([], [], color=color, label=name)
     left.plot(*mode, "k*", markersize=10, label="mode")
     left.set(xlabel="$g_{el}$ (nS)", ylabel="$g_{synA}$ (nS)", title="Answer")
-    left.legend(loc="upper left")
+    left.legend(loc="upper right")
     for found, name, color in zip(frequencies, ("sensitive", "degenerate"), ("C3", "C0"), strict=True):
         right.errorbar(STEPS, found.mean(axis=1), found.std(axis=1), color=color, label=f"along the {name} direction")
     right.axhline(0.55, color="0.5", linestyle=":", label="wanted")
