@@ -32,7 +32,7 @@ class Row(NamedTuple):
 
 ROWS = {
     "biology.predator_prey": Row(20_000, closed_form="; -5.271 in closed form for small cycles"),
-    "biology.sir": Row(20_000, 64),
+    "biology.sir": Row(20_000, 16),
     "biology.repressilator": Row(20_000),
     "circuits.mean_field_ei": Row(100_000),
 }
