@@ -1,6 +1,13 @@
-"""Rows of a table in Markdown, printed and written as soon as they are known."""
+"""Rows of a table in Markdown, printed and written as soon as they are known, and what goes into their cells."""
 
-from typing import TextIO
+import resource
+from typing import TYPE_CHECKING, TextIO
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import numpyro_epi as epi
+    from numpyro_epi._outcome import Verdict
 
 
 def write_row(table: TextIO, cells: tuple[str, ...]) -> None:
@@ -9,3 +16,39 @@ def write_row(table: TextIO, cells: tuple[str, ...]) -> None:
     print(line, flush=True)
     table.write(line + "\n")
     table.flush()
+
+
+def write_header(table: TextIO, header: tuple[str, ...]) -> None:
+    """Add the first row and the rule below it."""
+    write_row(table, header)
+    write_row(table, ("---",) * len(header))
+
+
+def peak_gigabytes() -> float:
+    """Most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def achieved(problem: "epi.Problem", verdict: "Verdict") -> str:
+    """Mean and standard deviation of every statistic over fresh simulations, each with the half width of its 95 % interval.
+
+    With ``d = E[T] - target`` the variance is ``E[(T - target)^2] - d^2``, a difference of two moments. Its standard error is at
+    most that of the first plus ``2 |d|`` times that of the mean, whatever their correlation, and the deviation's is that over
+    twice the deviation (delta method). Where no spread is asked for, its moment is not measured, and there is no interval.
+    """
+    squares = {c.statistic: i for i, c in enumerate(problem.constraints) if c.order == 2}
+    parts = []
+    for i, constraint in enumerate(problem.constraints):
+        if constraint.order != 1:
+            continue
+        mean, error = verdict.mean[i], verdict.standard_error[i]
+        text = f"{mean:.4g} +- {1.96 * error:.2g}, sd "
+        if constraint.statistic in squares:
+            j, off = squares[constraint.statistic], abs(mean - problem.target[i])
+            spread = np.sqrt(max(verdict.mean[j] - off**2, 0.0))
+            spread_error = (verdict.standard_error[j] + 2 * off * error) / (2 * spread) if spread > 0 else np.nan
+            text += f"{spread:.3g} +- {1.96 * spread_error:.2g}"
+        else:
+            text += f"{verdict.scale[i]:.3g}"
+        parts.append(text)
+    return "; ".join(parts)

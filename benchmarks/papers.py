@@ -5,20 +5,19 @@
 Each run is a process of its own, so its wall time holds all compilation and its peak memory is its own. ``fit`` is the flow
 by `epi.fit`; ``dual`` the exact answer by `epi.solve_dual`: chains' draws with the tilted density and its normaliser, the
 answer where a flow cannot follow. "Achieved" are fresh simulations of the answer's draws: mean and standard deviation of each
-statistic, with the half width of the mean's 95 % interval. H* was computed independently of this package but for STG with
+statistic, with the half widths of their 95 % intervals. H* was computed independently of this package but for STG with
 noise, which is by quadrature with its own simulations.
 """
 
 import argparse
 import multiprocessing
 import re
-import resource
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from _table import write_row
+from _table import achieved, peak_gigabytes, write_header, write_row
 
 
 class Row(NamedTuple):
@@ -71,8 +70,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = [name for name in arguments.rows if not arguments.published or name in PUBLISHED]
     with arguments.out.open("w") as table:
-        write_row(table, HEADER)
-        write_row(table, ("---",) * len(HEADER))
+        write_header(table, HEADER)
         for name in names:
             for seed in range(arguments.seeds):
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
@@ -117,7 +115,7 @@ def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str,
         str(seed),
         found.status.name,
         f"{violation:.3f}",
-        _achieved(problem, verdict),
+        achieved(problem, verdict),
         ", ".join(f"{value:.4g}" for value in found.eta),
         f"{verdict.entropy:.3f}",
         gap,
@@ -128,7 +126,7 @@ def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str,
         effort,
         f"{seconds:.0f}",
         per_step,
-        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f}",
+        f"{peak_gigabytes():.1f}",
         start,
     )
 
@@ -144,19 +142,6 @@ def _simulated_again(problem, solution):
     weight = np.exp(np.ravel(solution.log_weight))
     mean = weight @ moments
     return solution.verdict._replace(mean=mean, scale=np.sqrt(weight @ np.square(moments - mean)))
-
-
-def _achieved(problem, verdict) -> str:
-    """Mean, its interval's half width, and standard deviation of each statistic over fresh simulations."""
-    means = {c.statistic: i for i, c in enumerate(problem.constraints) if c.order == 1}
-    squares = {c.statistic: i for i, c in enumerate(problem.constraints) if c.order == 2}
-    parts = []
-    for statistic, i in means.items():
-        mean, half = verdict.mean[i], 1.96 * verdict.standard_error[i]
-        second = verdict.mean[squares[statistic]] if statistic in squares else np.nan
-        spread = np.sqrt(max(second - (mean - problem.target[i]) ** 2, 0.0))
-        parts.append(f"{mean:.4g} +- {half:.1g}, sd {spread:.3g}")
-    return "; ".join(parts)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main():
     chosen = np.random.default_rng(0).choice(len(draws["U"]), 2000, p=np.exp(np.ravel(solution.log_weight)))
     left, right = draws["U"][chosen], draws["V"][chosen]
     figure = draw(size, left, right)
-    figure.savefig(arguments.out / "networks.png", dpi=150)
+    figure.savefig(arguments.out / "networks.png", dpi=100)
     print(f"The figure is in {arguments.out}.")
 
 

@@ -1,7 +1,8 @@
 """Which couplings let the hub neuron of the stomatogastric ganglion burst at 0.55 Hz, and in which direction are they stiff?
 
 The first figure of Bittner et al. 2021 (eLife 10:e56265), from a registered problem to the sensitive direction: where the
-density of the answer falls fastest, the property is lost fastest. Run it with ``--quick`` for a rough answer in a minute.
+density of the answer falls fastest, the property is lost fastest. Run it with ``--quick`` for a rough answer in a minute, or
+with ``--result FILE`` to draw a saved one.
 """
 
 import argparse
@@ -23,6 +24,7 @@ def main():
     """Fit, find the mode, perturb, draw."""
     parser = argparse.ArgumentParser(description="Couplings of the stomatogastric ganglion for bursts at 0.55 Hz.")
     parser.add_argument("--quick", action="store_true", help="a short, rough fit")
+    parser.add_argument("--result", type=Path, help="draw this saved result")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the figure and the data")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -31,7 +33,11 @@ def main():
     #    `fit` takes no gradient through the simulation.
     problem = epi.get_problem("circuits.stg")
     quick = {"max_steps": 100, "num_draws": 100, "start": epi.starts.Pilot(num_draws=200, batch=500)}
-    result = epi.fit(jax.random.key(0), problem, **(quick if arguments.quick else {}))
+    if arguments.result:
+        result = epi.load(arguments.result, problem)
+    else:
+        result = epi.fit(jax.random.key(0), problem, **(quick if arguments.quick else {}))
+        result.save(arguments.out / "stomatogastric.nc", overwrite=True)
     print(result, "\n")
 
     # 2. The answer is a density: its mode, and the curvature there. The steepest direction is the sensitive one.
@@ -45,9 +51,8 @@ def main():
     for name, found in zip(("sensitive", "degenerate"), frequencies, strict=True):
         mean = found.mean(axis=1)
         print(f"along the {name} direction the mean frequency spans {mean.max() - mean.min():.3f} Hz")
-    draw(result, mode, directions, frequencies).savefig(arguments.out / "stomatogastric.png", dpi=150)
-    result.save(arguments.out / "stomatogastric.nc", overwrite=True)
-    print(f"Figure and data are in {arguments.out}.")
+    draw(result, mode, directions, frequencies).savefig(arguments.out / "stomatogastric.png", dpi=100)
+    print(f"The figure is in {arguments.out}.")
 
 
 def mode_and_directions(result):
@@ -82,11 +87,12 @@ def draw(result, mode, directions, frequencies):
     points = left.scatter(draws["g_el"], draws["g_synA"], c=result.log_prob(draws), s=4, cmap="viridis")
     figure.colorbar(points, label="log q (nats)")
     for direction, name, color in zip(directions, ("sensitive", "degenerate"), ("C3", "C0"), strict=True):
-        left.annotate("", mode + direction, mode, arrowprops={"arrowstyle": "->", "color": color, "linewidth": 2})
+        ends = mode + STEPS[[0, -1], None] * direction
+        left.annotate("", ends[1], ends[0], arrowprops={"arrowstyle": "->", "color": color, "linewidth": 2})
         left.plot([], [], color=color, label=name)
     left.plot(*mode, "k*", markersize=10, label="mode")
     left.set(xlabel="$g_{el}$ (nS)", ylabel="$g_{synA}$ (nS)", title="Answer")
-    left.legend(loc="upper left")
+    left.legend(loc="upper right")
     for found, name, color in zip(frequencies, ("sensitive", "degenerate"), ("C3", "C0"), strict=True):
         right.errorbar(STEPS, found.mean(axis=1), found.std(axis=1), color=color, label=f"along the {name} direction")
     right.axhline(0.55, color="0.5", linestyle=":", label="wanted")

@@ -82,7 +82,8 @@ def predator_prey(
     The targets are means and spreads of natural logarithms, so a spread of 0.1 is 10 %. For small cycles those logarithms
     are linear in the rates' logarithms, ``log gamma - log delta``, ``log alpha - log beta`` and ``log 2 pi - (log alpha + log
     gamma) / 2``, and the prior is normal in these: the answer is a normal distribution in closed form. Its entropy relative
-    to the prior is -5.271 nats by default. Cycles of the default size are longer than small ones by 0.1 %.
+    to the prior is -5.271 nats by default. Cycles of the default size are longer than small ones by 0.1 %,
+    which is worth 0.01 nats.
 
     Args:
         prey: Wanted geometric mean of the prey's mean, thousands; hares of the Hudson's Bay Company, 1900 to 1920.
