@@ -94,19 +94,19 @@ class Bench:
         kills = chains = right = ended = 0
         lost = 0.0
         while kills < count:
-            name, alive = f"killed-{chains}", True
+            name, alive, here = f"killed-{chains}", True, 0
             while alive:
                 began = time.time()
                 run = self.start(name)
                 try:
-                    # The last of a chain may end by itself.
-                    limit = None if kills >= count else self.rng.uniform(0, 1.2 * self.seconds)
+                    # A chain is let through at the latest after five kills.
+                    limit = None if kills >= count or here == 5 else self.rng.uniform(0, 1.2 * self.seconds)
                     run.communicate(timeout=limit)
                     alive = False
                 except subprocess.TimeoutExpired:
                     run.kill()
                     run.communicate()
-                    kills += 1
+                    kills, here = kills + 1, here + 1
                     lost = max(lost, time.time() - max(began, self.kept_at(name)))
             chains += 1
             ended += run.returncode == 0
@@ -124,7 +124,10 @@ class Bench:
         codes, right, lost = [], 0, 0.0
         for trial in range(count):
             name = f"{number.name}-{trial}"
+            # A process in the background ignores SIGINT, and so do its children.
+            before = signal.signal(signal.SIGINT, signal.default_int_handler)
             run = self.start(name)
+            signal.signal(signal.SIGINT, before)
             while run.poll() is None and not (self.folder / f"{name}.ckpt").exists():
                 time.sleep(0.01)
             time.sleep(self.rng.uniform(0, 0.1))
@@ -249,7 +252,8 @@ def _work(path: Path) -> int:
         result = epi.fit(jax.random.key(1), problem, start=start, checkpoint=checkpoint, every=0.0)
     if cut_by := result.settings["cut_by"]:
         return 128 + signal.Signals[cut_by]
-    result.save(path.with_suffix(".nc"))
+    # A run that was killed after it had saved is run again.
+    result.save(path.with_suffix(".nc"), overwrite=True)
     return 0
 
 
