@@ -392,7 +392,7 @@ import jax.numpy as jnp, numpyro, numpyro.distributions as dist, numpyro_epi as 
 def cloud():
     numpyro.sample("x", dist.Normal(0, 1).expand([2]).to_event(1))
 
-@epi.statistic()
+@epi.statistic(differentiable=False)  # Without chains the run is short.
 def total(sites):
     return jnp.sum(sites["x"])
 
