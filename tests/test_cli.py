@@ -411,7 +411,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     (folder / "slow.py").write_text(SLOW_FILE)
     run = subprocess.run([*FIT, "--out", "whole.nc"], cwd=folder, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
+    assert run.returncode in (0, 1), run.stderr  # Whether it is satisfied does not matter here.
     return read_arviz(folder / "whole.nc")
 
 
@@ -434,7 +434,7 @@ def test_a_stopped_program_is_resumed_to_the_same_result(here, whole, number):
         assert run.returncode == 128 + number
         assert "interrupted" in said and "numpyro-epi resume cut.nc.ckpt" in said
     resumed = subprocess.run([*PROGRAM, "resume", "cut.nc.ckpt"], cwd=here, capture_output=True, text=True, check=False)
-    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.returncode in (0, 1), resumed.stderr
     assert not list(here.glob("*.ckpt*"))
     again = read_arviz(here / "cut.nc")
     for group in ("posterior", "optimization", "guide", "verdict"):
