@@ -1,5 +1,6 @@
 """The run as a movie: parameters and statistics settling on the property, from draws kept during the run."""
 
+import importlib.util
 import itertools
 import os
 import shutil
@@ -56,7 +57,7 @@ def movie(
     Args:
         exported: A tree, an ArviZ 0.x ``InferenceData``, or the path of an exported file, of a fit that had
             ``num_snapshots``.
-        out: Where to write: ``.gif``, or ``.mp4`` where the program ffmpeg is installed.
+        out: Where to write: ``.gif``, or ``.mp4`` where the program ffmpeg or the package imageio-ffmpeg is installed.
         parameters: Sites (``"A"``) or components (``"A[0,1]"``) to show, four at most; by default those that differ most from
             the prior. Of more than four statistics, the first are shown.
         seconds: About how long the run takes, at 2 to 25 frames a second; the last frame stays for another second.
@@ -74,17 +75,32 @@ def movie(
     path = checked_output(out, (".gif", ".mp4"), overwrite=overwrite)
     if not seconds > 0:
         raise ValueError(f"Expected seconds > 0; got {seconds}.")
-    if path.suffix.lower() == ".mp4" and shutil.which("ffmpeg") is None:
-        raise FileNotFoundError(
-            f"Expected the program ffmpeg for {path}; it is not on PATH. Install it, or write a .gif."
-        )
+    ffmpeg = _find_ffmpeg(path) if path.suffix.lower() == ".mp4" else None
     tree = as_datatree(exported)
     run = _read(tree)
     screen = _Screen(tree, run, _shown(tree, run, parameters))
     rate = next((rate for rate in RATES if rate >= len(run.steps) / seconds), RATES[-1])
     with written_aside(path) as aside:
-        _write(aside, screen, rate)
+        _write(aside, screen, rate, ffmpeg)
     return path
+
+
+def _find_ffmpeg(path: Path) -> str:
+    """The program on PATH, or the one that the package imageio-ffmpeg carries."""
+    found = shutil.which("ffmpeg")
+    if found is None and importlib.util.find_spec("imageio_ffmpeg") is not None:
+        import imageio_ffmpeg
+
+        try:
+            found = imageio_ffmpeg.get_ffmpeg_exe()
+        except RuntimeError:  # The package has none for this system.
+            found = None
+    if found is None:
+        raise FileNotFoundError(
+            f"Expected the program ffmpeg for {path}; it is not on PATH, nor in a package imageio-ffmpeg. Install one of them "
+            "(pip install imageio-ffmpeg), or write a .gif."
+        )
+    return found
 
 
 def _read(tree: xr.DataTree) -> _Run:
@@ -206,19 +222,19 @@ class _Histogram:
         self.stairs.set_data(self.counts[frame])
 
 
-def _write(path: Path, screen: _Screen, rate: int) -> None:
+def _write(path: Path, screen: _Screen, rate: int, ffmpeg: str | None) -> None:
     import matplotlib
     from matplotlib.animation import FFMpegWriter, PillowWriter
 
     # Players want this pixel format, and by it even sizes, which the figure has.
     options = ["-pix_fmt", "yuv420p"]
-    gif = path.suffix.lower() == ".gif"
-    writer = PillowWriter(fps=rate) if gif else FFMpegWriter(fps=rate, extra_args=options)
+    writer = PillowWriter(fps=rate) if ffmpeg is None else FFMpegWriter(fps=rate, extra_args=options)
     # Laid out once, on the last frame: nothing may move but what is drawn.
     screen.show(len(screen.run.steps) - 1)
     screen.figure.draw_without_rendering()
     screen.figure.set_layout_engine("none")
-    with matplotlib.rc_context({"savefig.bbox": None}), writer.saving(screen.figure, str(path), DPI):
+    settings = {"savefig.bbox": None} | ({} if ffmpeg is None else {"animation.ffmpeg_path": ffmpeg})
+    with matplotlib.rc_context(settings), writer.saving(screen.figure, str(path), DPI):
         for frame in range(len(screen.run.steps)):
             screen.show(frame)
             writer.grab_frame()

@@ -33,8 +33,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Passing a dict or None as alias_mapping:matplotlib.MatplotlibDeprecationWarning",
 )
 
-needs_zarr = pytest.mark.skipif(not importlib.util.find_spec("zarr"), reason="zarr is an extra; it is not installed")
-SUFFIXES = (".nc", pytest.param(".zarr", marks=needs_zarr))
+SUFFIXES = (".nc", ".zarr")
 
 GROUPS = ("posterior", "posterior_predictive", "sample_stats", "constant_data", "optimization")
 PRIOR_GROUPS = ("prior", "prior_predictive", "sample_stats_prior")
@@ -496,7 +495,6 @@ def test_truncated_file_is_named(small_tree, tmp_path, share):
         read_arviz(path)
 
 
-@needs_zarr
 @pytest.mark.parametrize(
     "damage",
     [lambda chunk: chunk[:-1], lambda chunk: chunk[:20], lambda chunk: chunk[:-1] + bytes([chunk[-1] ^ 1])],
@@ -554,9 +552,7 @@ def test_folder_of_something_else_is_never_replaced(small_tree, tmp_path, suffix
     assert (path / "thesis.tex").read_text() == "dear"
 
 
-@pytest.mark.parametrize(
-    ("suffix", "method"), [(".nc", "to_netcdf"), pytest.param(".zarr", "to_zarr", marks=needs_zarr)]
-)
+@pytest.mark.parametrize(("suffix", "method"), [(".nc", "to_netcdf"), (".zarr", "to_zarr")])
 def test_failed_write_leaves_the_old_file_and_no_litter(small_tree, tmp_path, monkeypatch, suffix, method):
     path = tmp_path / f"result{suffix}"
     write(small_tree, path)

@@ -1,6 +1,5 @@
 """Where a result cannot be written: one clear error, no litter, and what was there before is whole."""
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -13,8 +12,7 @@ import xarray as xr
 import numpyro_epi as epi
 from numpyro_epi._arviz import read_arviz, to_datatree, write
 
-needs_zarr = pytest.mark.skipif(not importlib.util.find_spec("zarr"), reason="zarr is an extra; it is not installed")
-SUFFIXES = (".nc", pytest.param(".zarr", marks=needs_zarr))
+SUFFIXES = (".nc", ".zarr")
 needs_linux = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="asks Linux to refuse")
 
 

@@ -1,6 +1,5 @@
 """Files of strangers: no code in them is run, no link followed, and nothing they declare takes time or memory."""
 
-import importlib.util
 import json
 import os
 import pickle
@@ -17,7 +16,6 @@ import xarray as xr
 import numpyro_epi
 from numpyro_epi._arviz import read_arviz, to_datatree, write
 
-needs_zarr = pytest.mark.skipif(not importlib.util.find_spec("zarr"), reason="zarr is an extra; it is not installed")
 PACKAGE = Path(numpyro_epi.__file__).parent
 LIMIT = 5.0
 """Seconds within which every file here is refused or read."""
@@ -255,7 +253,6 @@ HOSTILE_ZARR = {
 }
 
 
-@needs_zarr
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(("attack", "match"), HOSTILE_ZARR.values(), ids=HOSTILE_ZARR.keys())
 def test_hostile_zarr_is_refused(small_tree, secret, attack, match):
@@ -270,7 +267,6 @@ def test_hostile_zarr_is_refused(small_tree, secret, attack, match):
     assert not (secret / "attacked").exists()
 
 
-@needs_zarr
 def test_pickled_texts_would_run_unseen(small_tree, tmp_path, monkeypatch):
     """The attack is a real one: without the inspection it runs, as older versions of numcodecs let it."""
     monkeypatch.setattr("numcodecs.pickles.ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
@@ -283,7 +279,6 @@ def test_pickled_texts_would_run_unseen(small_tree, tmp_path, monkeypatch):
     assert (tmp_path / "attacked").exists()
 
 
-@needs_zarr
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.filterwarnings("ignore:Consolidated metadata is currently not part")
 def test_formats_of_other_programs_are_read(small_tree, tmp_path, zarr_format):
@@ -291,7 +286,6 @@ def test_formats_of_other_programs_are_read(small_tree, tmp_path, zarr_format):
     assert read_arviz(tmp_path / "other.zarr").identical(small_tree)
 
 
-@needs_zarr
 def test_a_zip_with_names_that_lead_out_is_no_folder(tmp_path):
     import zipfile
 
@@ -302,7 +296,6 @@ def test_a_zip_with_names_that_lead_out_is_no_folder(tmp_path):
     assert not (tmp_path.parent / "outside").exists()
 
 
-@needs_zarr
 def test_array_of_text_may_be_of_any_length_in_zarr(small_tree, tmp_path):
     words = np.array(["a", "long"], dtype=object)
     small_tree["posterior"] = small_tree["posterior"].to_dataset().assign(w=("n", words))

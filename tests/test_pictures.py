@@ -1,13 +1,11 @@
 """Overlays on pairs, and the pictures of certificate, matrices and trajectories: they draw what was exported, legibly."""
 
-import itertools
-
 import numpy as np
 import pytest
 import xarray as xr
+from legible import assert_legible
 from made_runs import CHAINS, DRAWS, STEPS, made_run
 from matplotlib.axes import Axes
-from test_plots import numbers
 
 from numpyro_epi._canvas import new_figure
 from numpyro_epi._certificate_plot import plot_certificate
@@ -246,15 +244,4 @@ LEGIBLE = {
 
 @pytest.mark.parametrize("draw", LEGIBLE.values(), ids=LEGIBLE.keys())
 def test_all_text_is_in_the_picture_and_no_numbers_overlap(draw):
-    figure = draw()
-    figure.draw_without_rendering()
-    for axis in (axis for axis in figure.findobj(Axes) if axis.axison):
-        texts = [axis.title, axis.xaxis.label, axis.yaxis.label]
-        for labels in numbers(axis):
-            texts += labels
-            boxes = [label.get_window_extent() for label in labels]
-            assert not any(first.overlaps(second) for first, second in itertools.pairwise(boxes)), labels
-        for text in (text for text in texts if text.get_text()):
-            box = text.get_window_extent()
-            assert np.all(box.min >= figure.bbox.min - 1), text
-            assert np.all(box.max <= figure.bbox.max + 1), text
+    assert_legible(draw())

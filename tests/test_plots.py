@@ -1,6 +1,5 @@
 """The figures: what they draw is what was exported, and it can be read."""
 
-import itertools
 import sys
 
 import jax.numpy as jnp
@@ -9,8 +8,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import xarray as xr
-from matplotlib.axes import Axes
-from matplotlib.text import Text
+from legible import assert_legible
 from test_arviz import export, network_problem
 
 from numpyro_epi import _plots
@@ -67,17 +65,6 @@ def heading(figure) -> str:
 def outlines(axis) -> dict[str, object]:
     """Histograms of a panel by label: heights and edges."""
     return {patch.get_label(): patch.get_data() for patch in axis.patches if hasattr(patch, "get_data")}
-
-
-def numbers(axis) -> list[list[Text]]:
-    """The numbers along x and along y that are drawn: a tick beyond the limits is not."""
-    found = []
-    for side in (axis.xaxis, axis.yaxis):
-        low, high = sorted(side.get_view_interval())
-        ticks = [tick for tick in side.get_major_ticks() if low <= tick.get_loc() <= high]
-        labels = [tick.label1 for tick in ticks]
-        found.append([label for label in labels if label.get_visible() and label.get_text()])
-    return found
 
 
 def made_by_hand(shifts: np.ndarray, *, with_prior: bool = True, lp: np.ndarray | None = None) -> xr.DataTree:
@@ -331,19 +318,7 @@ def test_title_says_how_the_run_ended(tree, plot):
 @pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS.keys())
 @pytest.mark.parametrize("size", [2, 4, 20])
 def test_all_text_is_in_the_figure_and_no_numbers_overlap(sized_trees, plot, size):
-    figure = plot(sized_trees[size])
-    figure.draw_without_rendering()
-    texts = [*figure.texts, *(text for legend in figure.legends for text in legend.get_texts())]
-    for axis in (axis for axis in figure.findobj(Axes) if axis.axison):
-        texts += [axis.title, axis.xaxis.label, axis.yaxis.label]
-        for labels in numbers(axis):
-            texts += labels
-            boxes = [label.get_window_extent() for label in labels]
-            assert not any(first.overlaps(second) for first, second in itertools.pairwise(boxes)), labels
-    for text in (text for text in texts if text.get_text()):
-        box = text.get_window_extent()
-        assert np.all(box.min >= figure.bbox.min - 1), text
-        assert np.all(box.max <= figure.bbox.max + 1), text
+    assert_legible(plot(sized_trees[size]))
 
 
 @pytest.mark.parametrize("plot", PLOTS.values(), ids=PLOTS.keys())

@@ -1,7 +1,6 @@
 """What was saved is read as it was, or not at all: cut off or changed anywhere, in either format."""
 
 import hashlib
-import importlib.util
 
 import h5py
 import numpy as np
@@ -11,8 +10,7 @@ import xarray as xr
 from numpyro_epi._arviz import read_arviz, to_datatree, write
 from numpyro_epi._seal import CHECKSUMS, broken_seal
 
-needs_zarr = pytest.mark.skipif(not importlib.util.find_spec("zarr"), reason="zarr is an extra; it is not installed")
-SUFFIXES = (".nc", pytest.param(".zarr", marks=needs_zarr))
+SUFFIXES = (".nc", ".zarr")
 NUM_PLACES = 200
 
 
@@ -79,7 +77,6 @@ def test_a_cut_off_file_never_gives_another_result(saved, tree):
     assert ends.count("refused") >= 0.95 * NUM_PLACES
 
 
-@needs_zarr
 def test_a_lost_file_of_a_folder_is_named(tree, tmp_path):
     path = tmp_path / "result.zarr"
     write(tree, path)
@@ -95,7 +92,6 @@ def test_a_lost_file_of_a_folder_is_named(tree, tmp_path):
     assert outcome(path, tree) == "identical"
 
 
-@needs_zarr
 def test_what_others_leave_in_a_folder_is_no_damage(tree, tmp_path):
     write(tree, tmp_path / "result.zarr")
     (tmp_path / "result.zarr" / ".DS_Store").write_bytes(b"\0")
@@ -121,7 +117,6 @@ def test_the_digest_is_that_of_the_data(tree, tmp_path):
     assert end == hashlib.sha256(content).hexdigest().encode() + b"\n"
 
 
-@needs_zarr
 def test_the_list_is_that_of_sha256sum(tree, tmp_path):
     path = tmp_path / "result.zarr"
     write(tree, path)

@@ -19,6 +19,7 @@ from numpyro_epi._html import page, table
 from numpyro_epi._outcome import Summary
 
 EVIL = "</title></td><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">'\"&$\\alpha^{$"
+# A browser comes with a system, not with pip; the rest of this file reads the page without one.
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -126,7 +127,7 @@ def test_a_browser_runs_nothing_and_asks_for_nothing(shown, tmp_path):
     assert titles[0] != "run"
     assert "CONSOLE" not in done.stderr
     images = [attributes for tag, attributes in reader.tags if tag == "img"]
-    assert len(images) == 3
+    assert len(images) == sum(tag == "img" for tag, _ in Reader(shown.read_text()).tags) > 0
     assert all(attributes.get("alt") for attributes in images)
     asked = set(re.findall(r'"url":"((?:https?|file)://[^"]*)"', (tmp_path / "net.json").read_text()))
     assert {url for url in asked if "://x" in url or url.endswith("/x")} == set()
