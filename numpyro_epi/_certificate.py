@@ -93,6 +93,8 @@ def tilt(
     # It takes longer to import than most of the package.
     import scipy.optimize
 
+    if not np.any(np.isfinite(log_weight)):
+        return Tilt(np.full(len(target), np.nan), log_weight, np.nan, False)
     log_weight = log_weight - scipy.special.logsumexp(log_weight)
     weight = np.exp(log_weight)
     mean = weight @ moments

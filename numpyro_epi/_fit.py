@@ -147,6 +147,7 @@ def resume(
             fit_draws=about["begin"]["fit_draws"],
             eta=None if eta is None else jnp.asarray(eta),
             message=about["begin"]["message"],
+            ess=about["begin"].get("ess"),
         )
         began -= about["seconds"]
         return plan.run(begin, saved, keeper, began=began, progress=_shows(progress))

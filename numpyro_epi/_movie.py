@@ -233,7 +233,7 @@ def _write(path: Path, screen: _Screen, rate: int, ffmpeg: str | None) -> None:
     screen.show(len(screen.run.steps) - 1)
     screen.figure.draw_without_rendering()
     screen.figure.set_layout_engine("none")
-    settings = {"savefig.bbox": None} | ({} if ffmpeg is None else {"animation.ffmpeg_path": ffmpeg})
+    settings: dict[Any, Any] = {"savefig.bbox": None} | ({} if ffmpeg is None else {"animation.ffmpeg_path": ffmpeg})
     with matplotlib.rc_context(settings), writer.saving(screen.figure, str(path), DPI):
         for frame in range(len(screen.run.steps)):
             screen.show(frame)

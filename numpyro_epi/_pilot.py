@@ -63,13 +63,21 @@ class Near(NamedTuple):
     @property
     def ess(self) -> float:
         """Effective number of draws."""
-        return float(np.exp(-scipy.special.logsumexp(2 * self.log_weight))) if len(self.log_weight) else 0.0
+        return effective(self.log_weight)
 
-    def resampled(self, num_draws: int) -> Float[np.ndarray, "M D"]:
-        """Equally weighted draws, by systematic resampling."""
-        points = (np.arange(num_draws) + 0.5) / num_draws
-        index = np.searchsorted(np.cumsum(np.exp(self.log_weight)), points)
-        return self.draws[np.minimum(index, len(self.draws) - 1)]
+
+def resample(
+    draws: Float[np.ndarray, "N D"], log_weight: Float[np.ndarray, " N"], num_draws: int
+) -> Float[np.ndarray, "M D"]:
+    """Equally weighted draws, by systematic resampling."""
+    points = (np.arange(num_draws) + 0.5) / num_draws
+    index = np.searchsorted(np.cumsum(np.exp(log_weight)), points)
+    return draws[np.minimum(index, len(draws) - 1)]
+
+
+def effective(log_weight: Float[np.ndarray, " N"]) -> float:
+    """Effective number of draws, by their normalised weights."""
+    return float(np.exp(-scipy.special.logsumexp(2 * log_weight))) if len(log_weight) else 0.0
 
 
 def approach(problem: Problem, key: Key, *, num_draws: int, spreads: float, batch: int, max_simulations: int) -> Near:
@@ -94,7 +102,7 @@ def approach(problem: Problem, key: Key, *, num_draws: int, spreads: float, batc
             break
         prior_will_do = proposal is None and tolerance <= spreads
         if not prior_will_do and near.ess > problem.dim + 1:
-            proposal = _around(near)
+            proposal = around(near.draws, near.log_weight)
     assert near is not None
     return near
 
@@ -112,7 +120,7 @@ class _Round(NamedTuple):
         return float(nearest[math.ceil(QUANTILE * len(nearest)) - 1]) if len(nearest) else np.inf
 
 
-class _Proposal(NamedTuple):
+class Proposal(NamedTuple):
     """Equally weighted normals, K centres and roots of covariances; beside them, the prior."""
 
     centres: Float[Array, "K D"]
@@ -143,8 +151,9 @@ def _within(rounds: list[_Round], tolerance: float, num_simulations: int) -> Nea
     return Near(draws[near], log_weight, tolerance, num_simulations)
 
 
-def _around(near: Near) -> _Proposal:
-    centres = near.resampled(NUM_CENTRES)
+def around(draws: Float[np.ndarray, "N D"], log_weight: Float[np.ndarray, " N"]) -> Proposal:
+    """Normals around the draws, as many of each as its weight asks for."""
+    centres = resample(draws, log_weight, NUM_CENTRES)
     dim = centres.shape[1]
     scale = np.std(centres, axis=0) + 1e-12
     # Different draws only: copies of one would have no spread.
@@ -155,20 +164,27 @@ def _around(near: Near) -> _Proposal:
     centred = neighbours - neighbours.mean(axis=1, keepdims=True)
     covariance = WIDTH * np.einsum("kni,knj->kij", centred, centred) / max(count - 1, 1)
     floor = 1e-6 * np.diag(scale**2)
-    return _Proposal(jnp.asarray(centres, float), jnp.asarray(np.linalg.cholesky(covariance + floor), float))
+    return Proposal(jnp.asarray(centres, float), jnp.asarray(np.linalg.cholesky(covariance + floor), float))
 
 
 @eqx.filter_jit
-def _simulate(problem: Problem, key: Key, proposal: _Proposal | None, batch: int) -> tuple[Draws, PerDraw, MomentDraws]:
-    """Propose and simulate: draws, log of prior over proposal, moments."""
-    prior_key, noise_key, centre_key, step_key, choice_key = jax.random.split(key, 5)
+def propose(problem: Problem, key: Key, proposal: Proposal | None, batch: int) -> Draws:
+    """Draws of the proposal and, for a share of them, of the prior; all of the prior where there is no proposal."""
+    prior_key, centre_key, step_key, choice_key = jax.random.split(key, 4)
     draws = jax.vmap(problem.simulator.sample_prior)(jax.random.split(prior_key, batch))
-    if proposal is not None:
-        index = jax.random.randint(centre_key, (batch,), 0, len(proposal.centres))
-        steps = jax.random.normal(step_key, draws.shape)
-        moved = proposal.centres[index] + jnp.einsum("nij,nj->ni", proposal.cholesky[index], steps)
-        from_prior = jax.random.bernoulli(choice_key, PRIOR_SHARE, (batch, 1))
-        draws = jnp.where(from_prior, draws, moved)
+    if proposal is None:
+        return draws
+    index = jax.random.randint(centre_key, (batch,), 0, len(proposal.centres))
+    steps = jax.random.normal(step_key, draws.shape)
+    moved = proposal.centres[index] + jnp.einsum("nij,nj->ni", proposal.cholesky[index], steps)
+    return jnp.where(jax.random.bernoulli(choice_key, PRIOR_SHARE, (batch, 1)), draws, moved)
+
+
+@eqx.filter_jit
+def _simulate(problem: Problem, key: Key, proposal: Proposal | None, batch: int) -> tuple[Draws, PerDraw, MomentDraws]:
+    """Propose and simulate: draws, log of prior over proposal, moments."""
+    draws_key, noise_key = jax.random.split(key)
+    draws = propose(problem, draws_key, proposal, batch)
 
     def measure(given: tuple[Key, Array]) -> tuple[Array, Array]:
         key, u = given
@@ -179,12 +195,13 @@ def _simulate(problem: Problem, key: Key, proposal: _Proposal | None, batch: int
     log_prior, moments = jax.lax.map(measure, (jax.random.split(noise_key, batch), draws), batch_size=min(batch, 250))
     if proposal is None:
         return draws, jnp.zeros(batch), moments
-    log_proposal = jax.lax.map(lambda u: _log_density(proposal, u), draws, batch_size=min(batch, 250))
+    log_proposal = jax.lax.map(lambda u: log_density(proposal, u), draws, batch_size=min(batch, 250))
     log_mixture = jnp.logaddexp(jnp.log(PRIOR_SHARE) + log_prior, jnp.log1p(-PRIOR_SHARE) + log_proposal)
     return draws, log_prior - log_mixture, moments
 
 
-def _log_density(proposal: _Proposal, u: Unconstrained) -> Scalar:
+def log_density(proposal: Proposal, u: Unconstrained) -> Scalar:
+    """Log density of the normals, without the prior's share."""
     white = jax.vmap(partial(solve_triangular, lower=True))(proposal.cholesky, u - proposal.centres)
     log_det = jnp.sum(jnp.log(jnp.diagonal(proposal.cholesky, axis1=1, axis2=2)), axis=1)
     normals = -0.5 * jnp.sum(jnp.square(white), axis=1) - log_det

@@ -46,6 +46,9 @@ own multipliers, from which on the certificate's are better: their relative vari
 MAX_DISTANCE = 0.5
 """Variance of ``log q - log base + eta . T``, nats^2, up to which a guide shows its multipliers better than its history."""
 
+MANY_DRAWS = 20_000
+"""Draws of a start that the loop trusts as much as its own, the number that full chains give."""
+
 START_BATCHES = 8
 """Batches that measure the guide before the first step."""
 
@@ -122,7 +125,7 @@ class Plan(NamedTuple):
             if keeper is not None:
                 arrays = {"begin.draws": np.asarray(begin.draws)} | run.arrays() | recorder.arrays()
                 arrays |= {} if begin.eta is None else {"begin.eta": np.asarray(begin.eta)}
-                start = {"fit_draws": begin.fit_draws, "message": begin.message}
+                start = {"fit_draws": begin.fit_draws, "message": begin.message, "ess": begin.ess}
                 seconds = time.perf_counter() - began
                 keeper.save({**about, "begin": start, "chunks": len(run.found), "seconds": seconds}, arrays, now=now)
 
@@ -144,7 +147,7 @@ class Plan(NamedTuple):
         annealed = method.rule.anneals and begin.eta is None
         settings = _Settings(
             problem,
-            objective if begin.eta is None else Anchored(objective, begin.draws),
+            objective if begin.eta is None else Anchored(objective, begin.draws, anchor_weight(begin)),
             method.rule,
             method.optimizer or _optimizer.default(self.max_steps),
             self.num_draws,
@@ -289,6 +292,16 @@ class _Settings(NamedTuple):
             self.memory,
         )
         return loop, state, finite_share
+
+
+def anchor_weight(begin: starts.Start) -> float:
+    """How much the forward KL of a start's draws may weigh: few draws have shapes of their own, which a flow would learn.
+
+    A flow of ``p`` free numbers that lies between the draws' own optimum and the solution, at weight ``w``, is off by about
+    ``(w / (1 + w))^2 p / 2N`` nats.
+    """
+    count = len(begin.draws) if begin.ess is None else begin.ess
+    return min(1.0, count / MANY_DRAWS)
 
 
 def _looked_at_again(

@@ -14,9 +14,10 @@ import numpy as np
 
 from ._arguments import check_bool, check_count, check_instance, check_positive
 from ._chains import ChainSettings, begins_at_base
-from ._pilot import approach
+from ._pilot import approach, resample
 from ._problem import Problem
 from ._types import Draws, Key, Moments, Numbers
+from ._weighed import Weighed, weigh_draws
 from ._work import expensive, has_large_noise, solve_by_chains
 
 __all__ = ["AbstractStart", "Chains", "Gaussian", "Pilot", "Prior", "Start", "default"]
@@ -31,12 +32,14 @@ class Start(NamedTuple):
         eta: Multipliers of the solution, shape [M], where the start knows them; the draws are then draws of it too, and
             the loop goes on comparing the guide with them. ``None`` where it does not.
         message: What was done, in a sentence.
+        ess: Effective number of draws, where they repeat each other or are correlated; ``None`` where they are independent.
     """
 
     draws: Draws
     fit_draws: bool
     eta: Moments | None
     message: str
+    ess: float | None = None
 
 
 class AbstractStart(eqx.Module):
@@ -106,29 +109,33 @@ class Gaussian(AbstractStart):
 
 
 class Pilot(AbstractStart):
-    """Begin at prior draws that roughly have the property (the original's ``abc`` start, with their own covariance).
+    """Begin at draws found without gradients: of the solution where they can be weighed to it, else of the prior near it.
 
-    A draw is kept if every statistic is within ``spreads`` standard deviations of its target mean: the target's where it
-    has one, the prior's otherwise. Where few prior draws are, the search comes nearer in rounds, each around the nearest
-    draws of the last, weighted towards the prior (Beaumont et al. 2009); no gradient is used.
+    Prior draws that roughly have the property come first (the original's ``abc`` start, with their own covariance): a draw
+    is kept if every statistic is within ``spreads`` standard deviations of its target mean, the target's where it has one,
+    the prior's otherwise. Where few prior draws are, the search comes nearer in rounds, each around the nearest draws of
+    the last, weighted towards the prior (Beaumont et al. 2009). Further rounds weigh draws to the targets (`_weighed`),
+    which gives the multipliers too.
 
     Attributes:
-        num_draws: Effective number of draws to keep.
+        num_draws: Effective number of draws to keep, and least number of weighed ones.
         spreads: How near a kept draw must be, in standard deviations.
-        max_simulations: Draws simulated before giving up.
+        max_simulations: Model runs before giving up, in the search and again for the weighed draws.
         batch: Draws simulated at once.
         or_prior: Begin at the prior, and say so, where nothing near enough is found or the prior is improper; else that is
             an error.
+        num_weighed: Effective number of weighed draws; with 0 the kept ones are used as they are.
     """
 
     num_draws: int = 500
-    spreads: float = 2.0
+    spreads: float = 3.0
     max_simulations: int = 200_000
     batch: int = 2000
     or_prior: bool = False
+    num_weighed: int = 4000
 
     def __check_init__(self):
-        for name, least in (("num_draws", 2), ("batch", 1), ("max_simulations", 1)):
+        for name, least in (("num_draws", 2), ("batch", 1), ("max_simulations", 1), ("num_weighed", 0)):
             check_count(name, getattr(self, name), least)
         check_positive(spreads=self.spreads)
         check_bool(or_prior=self.or_prior)
@@ -139,14 +146,8 @@ class Pilot(AbstractStart):
             if self.or_prior:
                 return Prior()(prior_key, problem)
             raise ValueError("Expected a proper prior for pilot draws; this one is improper. Use starts.Gaussian.")
-        near = approach(
-            problem,
-            pilot_key,
-            num_draws=self.num_draws,
-            spreads=self.spreads,
-            batch=self.batch,
-            max_simulations=self.max_simulations,
-        )
+        budget = {"batch": self.batch, "max_simulations": self.max_simulations}
+        near = approach(problem, pilot_key, num_draws=self.num_draws, spreads=self.spreads, **budget)
         if near.tolerance > self.spreads or near.ess < problem.dim + 1:
             found = (
                 f"Expected at least {problem.dim + 1} pilot draws within {self.spreads} spreads of the targets; got "
@@ -156,12 +157,25 @@ class Pilot(AbstractStart):
                 start = Prior()(prior_key, problem)
                 return start._replace(message=f"{found} {start.message}")
             raise ValueError(f"{found} Raise spreads or max_simulations, or start from the prior.")
-        draws = jnp.asarray(near.resampled(len(near.draws)), float)
+        if self.num_weighed:
+            weighed = weigh_draws(problem, jax.random.fold_in(key, 2), near, num_draws=self.num_weighed, **budget)
+            if weighed.ess >= self.num_draws:
+                return _weighed_start(weighed, near.num_simulations)
+        draws = jnp.asarray(resample(near.draws, near.log_weight, len(near.draws)), float)
         message = (
             f"Started from {len(draws)} pilot draws, worth {near.ess:.0f} independent ones, of {near.num_simulations} "
             "simulated."
         )
         return Start(draws, True, None, message)
+
+
+def _weighed_start(weighed: Weighed, num_simulations: int) -> Start:
+    draws = jnp.asarray(resample(weighed.draws, weighed.log_weight, len(weighed.draws)), float)
+    message = (
+        f"Started from {len(draws)} draws weighed to the targets, worth {weighed.ess:.0f} independent ones, of "
+        f"{num_simulations + weighed.num_simulations:.1e} simulations."
+    )
+    return Start(draws, True, jnp.asarray(weighed.eta, draws.dtype), message, weighed.ess)
 
 
 class Chains(AbstractStart):
@@ -205,7 +219,7 @@ def default(problem: Problem) -> AbstractStart:
     """The start that a problem's own cost and noise ask for.
 
     Chains where statistics have gradients, simulations are cheap and their noise is small; fewer and shorter ones where a
-    simulation is not trivial. Where it is expensive, or jumps, draws that come near the property without gradients. The
+    simulation is not trivial. Where it is expensive, or jumps, weighed draws that need no gradients. The
     prior where noise is large, since every step of a chain then costs many simulations and the loop needs one a draw, and
     under an improper prior, where chains cost more than they gained (``benchmarks/results``).
     """

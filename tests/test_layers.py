@@ -26,6 +26,7 @@ LAYERS = (
         "_work",
         "_certificate",
         "_dual",
+        "_weighed",
         "starts",
         "_optimizer",
         "_begin",

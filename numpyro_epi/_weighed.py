@@ -1,0 +1,185 @@
+"""Draws of the solution itself, without gradients: proposals that draw near it, and weights that make up for the rest.
+
+Adaptive importance sampling. Each round proposes around the draws of all earlier ones, weighed and tilted to the targets as
+well as they can be, and simulates; all rounds count as draws of one mixture of their proposals (Cornuet, Marin, Mira & Robert
+2012, Scandinavian Journal of Statistics 39:798), so that a lucky draw far out loses its weight once others follow it. While
+the weights rest on few draws, they are flattened (Koblents & Miguez 2015, Statistics and Computing 25:407).
+"""
+
+import itertools
+import math
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+from jaxtyping import Array, Float
+
+from ._certificate import Tilt, tilt
+from ._pilot import ENOUGH_PER_DIM, PRIOR_SHARE, Near, Proposal, around, effective, log_density, propose
+from ._problem import Problem
+from ._types import Draws, Key, PerDraw
+
+NUM_SIMULATIONS, MOST_SIMULATIONS, MAX_NOISE = 4, 32, 0.1
+"""Simulations of each draw at first and at most; in between as many as keep the variance of ``eta . T``'s noise below the third,
+nats^2: its correction has errors of its own, which moved the multipliers of V1 by a tenth at twice that."""
+
+MAX_ROUNDS = 20
+"""Every draw is compared with every round's proposal, so work grows with their square."""
+
+MOST_TOGETHER = 250
+"""Simulations at once: one may hold much."""
+
+
+class Weighed(NamedTuple):
+    """Weighed draws of the solution.
+
+    Attributes:
+        draws: In unconstrained coordinates, shape [N, D].
+        log_weight: Of each towards the solution, normalised, shape [N].
+        eta: Multipliers, shape [M].
+        reached: Whether the weighted means are the targets.
+        num_simulations: Model runs that it took.
+    """
+
+    draws: Float[np.ndarray, "N D"]
+    log_weight: Float[np.ndarray, " N"]
+    eta: Float[np.ndarray, " M"]
+    reached: bool
+    num_simulations: int
+
+    @property
+    def ess(self) -> float:
+        """Effective number of draws; none where the targets are not reached."""
+        return effective(self.log_weight) if self.reached else 0.0
+
+
+class _Round(NamedTuple):
+    """Draws: densities of prior and base, means of the moments over simulations, their covariance, densities proposed from.
+
+    Of a draw with a failed simulation the base has no mass, and the moments are the targets.
+    """
+
+    draws: Float[np.ndarray, "N D"]
+    log_prior: Float[np.ndarray, " N"]
+    log_base: Float[np.ndarray, " N"]
+    moments: Float[np.ndarray, "N M"]
+    noise: Float[np.ndarray, "N M M"]
+    log_proposals: Float[np.ndarray, "N R"]
+
+    def log_weight(self) -> Float[np.ndarray, " N"]:
+        """Of the base over the mixture of all rounds' normals, each of which has its share of the prior."""
+        normals = scipy.special.logsumexp(self.log_proposals, axis=1) - math.log(self.log_proposals.shape[1])
+        mixture = np.logaddexp(math.log(PRIOR_SHARE) + self.log_prior, math.log1p(-PRIOR_SHARE) + normals)
+        return self.log_base - mixture
+
+    def tilted(self, log_weight: Float[np.ndarray, " N"], problem: Problem) -> Tilt:
+        return tilt(log_weight, self.moments, problem.target, noise=self.noise if problem.simulator.noise else None)
+
+
+def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch: int, max_simulations: int) -> Weighed:
+    """Come from draws that roughly have the property to draws of the solution.
+
+    Args:
+        problem: The question, under a proper prior.
+        key: Random key.
+        near: Draws to begin around.
+        num_draws: Effective draws wanted.
+        batch: Draws of a round.
+        max_simulations: Model runs after which it ends.
+    """
+    simulations = NUM_SIMULATIONS if problem.simulator.noise else 1
+    keys = (jax.random.fold_in(key, number) for number in itertools.count())
+    count = min(len(near.draws), max_simulations // simulations)
+    pooled = _simulate(problem, next(keys), jnp.asarray(near.draws[:count], float), simulations, [])
+    spent = count * simulations
+    before = pooled.log_base - pooled.log_prior + near.log_weight[:count]
+    found = pooled.tilted(before, problem)
+    proposals: list[Proposal] = []
+    rounds: list[_Round] = []
+    enough = ENOUGH_PER_DIM * problem.dim
+    while len(rounds) < MAX_ROUNDS and spent + batch * simulations <= max_simulations:
+        usable = np.isfinite(before) & np.isfinite(found.log_weight)
+        if np.sum(usable) <= problem.dim + 1:
+            break
+        flat = _flattened(before[usable], found.log_weight[usable], enough)
+        proposals.append(around(pooled.draws[usable], flat))
+        rounds = [r._replace(log_proposals=_extended(r, proposals[-1:])) for r in rounds]
+        draws = propose(problem, next(keys), proposals[-1], batch)
+        rounds.append(_simulate(problem, next(keys), draws, simulations, proposals))
+        spent += batch * simulations
+        pooled = _Round(*(np.concatenate(column) for column in zip(*rounds, strict=True)))
+        before = pooled.log_weight()
+        found = pooled.tilted(before, problem)
+        exponent_noise = np.exp(found.log_weight) @ ((pooled.noise @ found.eta) @ found.eta)
+        worth = effective(found.log_weight)
+        if worth > enough and exponent_noise > MAX_NOISE and simulations < MOST_SIMULATIONS:
+            # Anew from here: what was simulated too seldom would bias the rest.
+            simulations = min(math.ceil(1.2 * simulations * exponent_noise / MAX_NOISE), MOST_SIMULATIONS)
+            proposals, rounds = [], []
+        elif worth >= num_draws:
+            break
+    kept = np.isfinite(found.log_weight)
+    return Weighed(pooled.draws[kept], found.log_weight[kept], found.eta, found.reached and len(rounds) > 0, spent)
+
+
+def _flattened(
+    before: Float[np.ndarray, " N"], after: Float[np.ndarray, " N"], enough: float
+) -> Float[np.ndarray, " N"]:
+    """As much of the way from weights before the tilt to those after it as leaves ``enough`` effective draws."""
+    before = before - scipy.special.logsumexp(before)
+
+    def part(power: float) -> Float[np.ndarray, " N"]:
+        mixed = before + power * (after - before)
+        return mixed - scipy.special.logsumexp(mixed)
+
+    low, high = 0.0, 1.0
+    if effective(after) >= enough:
+        return after
+    for _ in range(30):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if effective(part(middle)) >= enough else (low, middle)
+    return part(low)
+
+
+def _extended(found: _Round, proposals: list[Proposal]) -> Float[np.ndarray, "N R"]:
+    draws = jnp.asarray(found.draws, float)
+    new = [np.asarray(_log_densities(each, draws), float)[:, None] for each in proposals]
+    return np.concatenate([found.log_proposals, *new], axis=1)
+
+
+@eqx.filter_jit
+def _log_densities(proposal: Proposal, draws: Draws) -> PerDraw:
+    return jax.lax.map(lambda u: log_density(proposal, u), draws, batch_size=MOST_TOGETHER)
+
+
+def _simulate(problem: Problem, key: Key, draws: Draws, simulations: int, proposals: list[Proposal]) -> _Round:
+    measured = (np.asarray(each, float) for each in _measure(problem, key, draws, simulations))
+    log_prior, log_base, moments, noise = measured
+    finite = np.isfinite(moments).all(axis=1) & np.isfinite(log_base)
+    found = _Round(
+        draws=np.asarray(draws, float),
+        log_prior=log_prior,
+        log_base=np.where(finite, log_base, -np.inf),
+        moments=np.where(finite[:, None], moments, problem.target),
+        noise=np.where(finite[:, None, None], noise, 0.0),
+        log_proposals=np.zeros((len(draws), 0)),
+    )
+    return found._replace(log_proposals=_extended(found, proposals))
+
+
+@eqx.filter_jit
+def _measure(problem: Problem, key: Key, draws: Draws, simulations: int) -> tuple[PerDraw, PerDraw, Array, Array]:
+    def one(given: tuple[Key, Array]) -> tuple[Array, Array, Array, Array]:
+        key, u = given
+        found = jax.vmap(problem.evaluate, (0, None))(jax.random.split(key, simulations), u)
+        # Of its simulation nothing is used, so it is not run.
+        draw = problem.simulator(key, u)
+        centred = found.moments - jnp.mean(found.moments, axis=0)
+        noise = centred.T @ centred / (simulations * max(simulations - 1, 1))
+        return draw.log_prior + draw.log_det, found.log_base[0], jnp.mean(found.moments, axis=0), noise
+
+    size = max(1, MOST_TOGETHER // simulations)
+    return jax.lax.map(one, (jax.random.split(key, len(draws)), draws), batch_size=min(size, len(draws)))

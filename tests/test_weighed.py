@@ -1,0 +1,201 @@
+"""Weighed draws are draws of the solution, and their multipliers its own: against closed forms and quadrature."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+import scipy.integrate
+import scipy.optimize
+
+import numpyro_epi as epi
+from numpyro_epi._pilot import Near, approach
+from numpyro_epi._weighed import weigh_draws
+
+NUM_DRAWS = 4000
+
+
+def plane(location=0.0):
+    def model():
+        numpyro.sample("x", dist.Normal(location, 1.0))
+        numpyro.sample("y", dist.Normal(0.0, 1.0))
+
+    return model
+
+
+def problem_of(model, function, mean, std, **options):
+    return epi.Problem(
+        model, epi.EmergentProperty(epi.Target(function, mean=mean, std=std, name="statistic")), **options
+    )
+
+
+def weighed(problem, *, max_simulations=200_000, num_draws=NUM_DRAWS):
+    near = approach(problem, jax.random.key(0), num_draws=500, spreads=3.0, batch=2000, max_simulations=200_000)
+    return weigh_draws(
+        problem, jax.random.key(1), near, num_draws=num_draws, batch=2000, max_simulations=max_simulations
+    )
+
+
+def assert_mean(found, values, expected, std):
+    """Within five standard errors, by the effective number of draws."""
+    assert abs(np.exp(found.log_weight) @ values - expected) < 5 * std / np.sqrt(found.ess)
+
+
+def assert_multipliers(found, expected, covariance):
+    """Within five standard errors: the inverse of the moments' covariance, over the effective number."""
+    error = np.sqrt(np.diagonal(np.linalg.inv(covariance)) / found.ess)
+    assert np.all(np.abs(found.eta - expected) < 5 * error), (found.eta, expected, error)
+
+
+def of_normal(variance):
+    """Covariance of ``x`` and ``(x - mean)^2``."""
+    return np.diag([variance, 2 * variance**2])
+
+
+def quadrature(statistic, mean, std, location, log_base):
+    """Multipliers and density of the solution in one dimension, by the dual on a grid."""
+    x = np.linspace(-9, 9, 40_001)
+    moments = np.stack([statistic(x), np.square(statistic(x) - mean)], axis=1)
+    target = np.array([mean, std**2])
+
+    def dual(eta):
+        exponent = log_base(x, location) - (moments - target) @ eta
+        top = exponent.max()
+        return top + np.log(scipy.integrate.simpson(np.exp(exponent - top), x=x))
+
+    eta = scipy.optimize.minimize(dual, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-12}).x
+    weight = np.exp(log_base(x, location) - (moments - target) @ eta)
+    weight /= weight.sum()
+    centred = moments - weight @ moments
+    return eta, x, weight, (centred * weight[:, None]).T @ centred
+
+
+def test_normal_solution_is_exact():
+    """A normal of mean 3 and sd 1/4: far out in the prior."""
+    found = weighed(problem_of(plane(), lambda s: s["x"], 3.0, 0.25))
+    x, y = found.draws.T
+    assert found.ess >= NUM_DRAWS
+    assert_multipliers(found, [-3.0, 7.5], of_normal(1 / 16))
+    # The weighted means of x and of its square are the targets; the third and fourth moments need the right shape.
+    assert_mean(found, (x - 3.0) ** 3, 0.0, np.sqrt(15) / 64)
+    assert_mean(found, (x - 3.0) ** 4, 3 / 256, np.sqrt(96) / 256)
+    assert_mean(found, y, 0.0, 1.0)
+    assert_mean(found, y**2, 1.0, np.sqrt(2))
+
+
+def test_noise_is_corrected_for():
+    """The spread that is asked for holds the noise, so that the parameter has the rest of it."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        numpyro.deterministic("seen", x + numpyro.sample("e", dist.Normal(0.0, 0.15)))
+
+    found = weighed(problem_of(model, lambda s: s["seen"], 1.0, 0.25, parameters=("x",)))
+    variance = 0.25**2 - 0.15**2
+    expected = 0.5 * (1 / variance - 1)
+    # The moments' covariance over draws and noise; the multipliers answer to that over draws.
+    error = np.sqrt(2 * 0.25**4 / found.ess) / (2 * variance**2)
+    assert abs(found.eta[1] - expected) < 5 * error
+    assert_mean(found, (found.draws[:, 0] - 1.0) ** 2, variance, np.sqrt(2) * variance)
+
+
+@pytest.mark.parametrize("base", ["prior", "lebesgue"])
+def test_separate_modes_have_their_shares(base):
+    """Two sides of a bent statistic, under a prior that prefers one."""
+
+    def log_base(x, location):
+        return -0.5 * np.square(x - location) * (base == "prior")
+
+    def model():
+        numpyro.sample("x", dist.Normal(0.4, 1.0))
+
+    found = weighed(problem_of(model, lambda s: jnp.abs(s["x"]), 2.0, 0.3, base=base))
+    eta, x, weight, covariance = quadrature(np.abs, 2.0, 0.3, 0.4, log_base)
+    assert_multipliers(found, eta, covariance)
+    assert_mean(found, (found.draws[:, 0] > 0).astype(float), weight @ (x > 0), 0.5)
+
+
+def test_few_good_draws_are_enough_to_begin():
+    """Most of what is near lies where the statistic saturates, and the tilt leaves next to nothing of it."""
+
+    def saturating(sites):
+        return jax.nn.sigmoid(12 * sites["x"])
+
+    near = approach(
+        problem := problem_of(plane(1.0), saturating, 0.75, 0.075),
+        jax.random.key(0),
+        num_draws=500,
+        spreads=3.4,
+        batch=2000,
+        max_simulations=200_000,
+    )
+    found = weigh_draws(problem, jax.random.key(1), near, num_draws=NUM_DRAWS, batch=2000, max_simulations=200_000)
+    eta, x, weight, covariance = quadrature(
+        lambda x: 1 / (1 + np.exp(-12 * x)), 0.75, 0.075, 1.0, lambda x, location: -0.5 * np.square(x - location)
+    )
+    assert found.ess >= NUM_DRAWS
+    assert_multipliers(found, eta, covariance)
+    assert_mean(found, found.draws[:, 0], weight @ x, np.sqrt(weight @ x**2 - (weight @ x) ** 2))
+
+
+def test_failing_simulations_are_left_out():
+    found = weighed(problem_of(plane(), lambda s: jnp.where(s["y"] > 0, s["x"], jnp.nan), 2.0, 0.2))
+    assert np.all(found.draws[:, 1] > 0)
+    assert_multipliers(found, [-2.0, 12.0], of_normal(0.04))
+    assert_mean(found, found.draws[:, 1], np.sqrt(2 / np.pi), np.sqrt(1 - 2 / np.pi))
+
+
+def test_model_runs_are_counted_and_bounded():
+    found = weighed(problem_of(plane(), lambda s: s["x"], 3.0, 0.25), max_simulations=5000)
+    assert 2000 < found.num_simulations <= 5000
+    assert len(found.draws) <= 5000
+
+
+def test_unreachable_targets_are_worth_nothing():
+    """A mean of 1/2 within a spread of 1/100, of a statistic that is 0 or 1."""
+    problem = problem_of(plane(), lambda s: (s["x"] > 0).astype(float), 0.5, 0.01)
+    near = approach(problem, jax.random.key(0), num_draws=500, spreads=100.0, batch=2000, max_simulations=2000)
+    found = weigh_draws(problem, jax.random.key(1), near, num_draws=500, batch=2000, max_simulations=20_000)
+    assert found.ess == 0.0
+
+
+def test_simulations_that_all_fail_are_worth_nothing():
+    problem = problem_of(plane(), lambda s: s["x"] * jnp.nan, 0.5, 0.1)
+    near = Near(np.zeros((10, 2)), np.full(10, -np.log(10)), 0.0, 10)
+    found = weigh_draws(problem, jax.random.key(1), near, num_draws=500, batch=2000, max_simulations=20_000)
+    assert found.ess == 0.0
+    assert len(found.draws) == 0
+
+
+def test_start_has_the_solution_and_says_so():
+    problem = problem_of(plane(), lambda s: s["x"], 3.0, 0.25)
+    start = epi.starts.Pilot()(jax.random.key(0), problem)
+    np.testing.assert_allclose(start.eta, [-3.0, 7.5], rtol=0.1)
+    assert start.fit_draws
+    assert NUM_DRAWS <= start.ess <= len(start.draws)
+    assert "draws weighed to the targets, worth" in start.message
+
+
+def test_start_without_weighing_is_the_pilot_s():
+    start = epi.starts.Pilot(num_weighed=0)(jax.random.key(0), problem_of(plane(), lambda s: s["x"], 3.0, 0.25))
+    assert start.eta is None
+    assert "pilot draws" in start.message
+    assert np.max(np.abs(np.asarray(start.draws)[:, 0] - 3.0)) < 0.75
+
+
+@pytest.mark.slow
+def test_fit_of_what_has_no_gradient_begins_at_the_solution():
+    """A statistic that jumps by hundredths: entropy and multipliers of the normal that it nearly is."""
+
+    @epi.statistic(differentiable=False)
+    def rounded(sites):
+        return jnp.round(100 * sites["x"]) / 100
+
+    problem = epi.Problem(plane(), epi.EmergentProperty(epi.Target(rounded, mean=2.0, std=0.25)))
+    result = epi.fit(jax.random.key(0), problem, max_steps=300, progress=False, certify=False)
+    assert result.satisfied, str(result)
+    assert "draws weighed" in result.settings["start_message"]
+    np.testing.assert_allclose(result.eta, [-2.0, 7.5], rtol=0.1)
+    exact = np.log(2 * np.pi * np.e) + np.log(0.25)
+    assert exact - 0.05 < result.entropy < exact + 4 * result.verdict.entropy_standard_error
