@@ -39,14 +39,18 @@ class Weighed(NamedTuple):
     Attributes:
         draws: In unconstrained coordinates, shape [N, D].
         log_weight: Of each towards the solution, normalised, shape [N].
+        log_before: Log of base over proposal, before the tilt to the targets, shape [N].
         eta: Multipliers, shape [M].
+        log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats: ``-KL(p || base)`` of the solution.
         reached: Whether the weighted means are the targets.
         num_simulations: Model runs that it took.
     """
 
     draws: Float[np.ndarray, "N D"]
     log_weight: Float[np.ndarray, " N"]
+    log_before: Float[np.ndarray, " N"]
     eta: Float[np.ndarray, " M"]
+    log_normalizer: float
     reached: bool
     num_simulations: int
 
@@ -122,7 +126,16 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         elif worth >= num_draws:
             break
     kept = np.isfinite(found.log_weight)
-    return Weighed(pooled.draws[kept], found.log_weight[kept], found.eta, found.reached and len(rounds) > 0, spent)
+    log_mean = scipy.special.logsumexp(before) - math.log(len(before))
+    return Weighed(
+        draws=pooled.draws[kept],
+        log_weight=found.log_weight[kept],
+        log_before=before[kept],
+        eta=found.eta,
+        log_normalizer=found.log_normalizer + log_mean,
+        reached=found.reached and len(rounds) > 0,
+        num_simulations=spent,
+    )
 
 
 def _flattened(

@@ -41,7 +41,9 @@ def problem(mean=0.5, width=1.0):
     )
 
 
-OPTIONS = {"start": epi.starts.Prior(), "certify": False, "progress": False}
+# A small flow: what is compiled for the default one takes most of a test.
+METHOD = {"start": epi.starts.Prior(), "flow": epi.flows.Elementwise(num_stages=1, transformer=epi.flows.affine())}
+OPTIONS = {**METHOD, "certify": False, "progress": False}
 
 
 def killed_after(chunks, path, monkeypatch, **options):
@@ -82,7 +84,7 @@ def whole():
 def test_a_killed_run_ends_at_the_same_numbers(chunks, tmp_path, monkeypatch, whole):
     path = tmp_path / "run.ckpt"
     killed_after(chunks, path, monkeypatch)
-    resumed = epi.resume(path, problem(), start=epi.starts.Prior(), progress=False)
+    resumed = epi.resume(path, problem(), **METHOD, progress=False)
     assert_same(resumed, whole)
 
 
@@ -93,7 +95,7 @@ def test_checkpoints_change_nothing(tmp_path, whole):
 def test_snapshots_are_resumed_too(tmp_path, monkeypatch):
     path = tmp_path / "run.ckpt"
     killed_after(3, path, monkeypatch, num_snapshots=4)
-    resumed = epi.resume(path, problem(), start=epi.starts.Prior(), progress=False)
+    resumed = epi.resume(path, problem(), **METHOD, progress=False)
     expected = epi.fit(KEY, problem(), num_snapshots=4, **OPTIONS).snapshots
     for one, other in zip(jax.tree.leaves(resumed.snapshots), jax.tree.leaves(expected), strict=True):
         np.testing.assert_array_equal(one, other)
@@ -103,7 +105,7 @@ def test_snapshots_are_resumed_too(tmp_path, monkeypatch):
 def test_restarts_are_resumed_together(tmp_path, monkeypatch):
     path = tmp_path / "run.ckpt"
     killed_after(3, path, monkeypatch, num_restarts=2)
-    resumed = epi.resume(path, problem(), start=epi.starts.Prior(), progress=False)
+    resumed = epi.resume(path, problem(), **METHOD, progress=False)
     assert_same(resumed, epi.fit(KEY, problem(), num_restarts=2, **OPTIONS))
     assert len(resumed.restarts.flows) == 2
 
@@ -165,7 +167,7 @@ def test_another_question_or_method_is_refused(changed, options, message, tmp_pa
     path = tmp_path / "run.ckpt"
     path.write_bytes(two_checkpoints[0])
     with pytest.raises(ValueError, match=message):
-        epi.resume(path, problem(**changed), **{"start": epi.starts.Prior(), "progress": False} | options)
+        epi.resume(path, problem(**changed), **METHOD | {"progress": False} | options)
 
 
 def test_other_versions_are_said(tmp_path, two_checkpoints, monkeypatch):
@@ -173,7 +175,7 @@ def test_other_versions_are_said(tmp_path, two_checkpoints, monkeypatch):
     path.write_bytes(two_checkpoints[0])
     monkeypatch.setattr(_checkpoint, "version", lambda name: "0.0")
     with pytest.warns(UserWarning, match=r"made under other versions .*jax .* -> 0.0"):
-        epi.resume(path, problem(), start=epi.starts.Prior(), progress=False)
+        epi.resume(path, problem(), **METHOD, progress=False)
 
 
 def test_every_byte_counts(tmp_path, two_checkpoints):
@@ -282,7 +284,7 @@ def test_a_signal_ends_the_run_after_its_chunk(number, tmp_path, monkeypatch, wh
     assert 0 < partial.settings["steps"] < 100
     assert np.isfinite(partial.verdict.entropy)
     assert signal.getsignal(number) is before
-    assert_same(epi.resume(path, problem(), start=epi.starts.Prior(), progress=False), whole)
+    assert_same(epi.resume(path, problem(), **METHOD, progress=False), whole)
 
 
 @pytest.mark.usefixtures("heard")

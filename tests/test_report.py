@@ -14,7 +14,14 @@ import numpyro_epi as epi
 from numpyro_epi._arviz import as_datatree
 from numpyro_epi._cli import main
 
-SHORT = {"max_steps": 50, "num_draws": 50, "start": epi.starts.Prior(), "certify": True, "progress": False}
+SHORT = {
+    "max_steps": 50,
+    "num_draws": 50,
+    "start": epi.starts.Prior(),
+    "flow": epi.flows.Elementwise(num_stages=1, transformer=epi.flows.affine()),
+    "certify": True,
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,13 @@ from numpyro_epi._outcome import STATUS
 from numpyro_epi._restarts import Candidates, rank
 
 WELLS = CHOSEN["double_well"]()
+QUICK = {
+    "start": epi.starts.Prior(),
+    "flow": epi.flows.Elementwise(num_stages=1),
+    "num_draws": 200,
+    "max_steps": 200,
+    "progress": False,
+}
 
 
 def candidates(flows, statuses=None):
@@ -36,10 +43,7 @@ def ranked(found, **options):
 def several():
     """Three quick fits of a problem whose solution is known."""
     exact = EXACT["relative_entropy_variance"]()
-    result = epi.fit(
-        jax.random.key(0), exact.problem, num_restarts=3, max_steps=300, progress=False, start=epi.starts.Prior()
-    )
-    return exact, result
+    return exact, epi.fit(jax.random.key(0), exact.problem, num_restarts=3, **QUICK)
 
 
 def test_corrected_entropy_is_the_optimum_s_less_the_kl():
@@ -50,6 +54,7 @@ def test_corrected_entropy_is_the_optimum_s_less_the_kl():
         assert WELLS.objective - corrected == pytest.approx(kl, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_restarts_differ_and_each_is_reported(several):
     _, result = several
     assert len(result.restarts.flows) == len(result.restarts.statuses) == len(result.restarts.corrected) == 3
@@ -58,6 +63,7 @@ def test_restarts_differ_and_each_is_reported(several):
     assert f"returned restart {result.restarts.chosen}" in str(result) or "returned a mixture" in str(result)
 
 
+@pytest.mark.slow
 def test_restarts_are_arviz_chains(several):
     _, result = several
     group = result.to_arviz(num_chains=2, num_draws=40)["restarts"]
@@ -66,10 +72,11 @@ def test_restarts_are_arviz_chains(several):
     np.testing.assert_allclose(group["corrected"], result.restarts.corrected)
 
 
+@pytest.mark.slow
 def test_first_restart_is_the_run_without_restarts(several):
     """Side by side, sums are taken in another order: equal up to rounding that training amplifies."""
     exact, result = several
-    alone = epi.fit(jax.random.key(0), exact.problem, max_steps=300, progress=False, start=epi.starts.Prior())
+    alone = epi.fit(jax.random.key(0), exact.problem, **QUICK)
     first = result.restarts.flows[0]
     u = jnp.linspace(-1, 1, 9)[:, None]
     np.testing.assert_allclose(first.log_prob(u), alone.flow.log_prob(u), atol=0.02)

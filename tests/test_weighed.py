@@ -30,6 +30,10 @@ def problem_of(model, function, mean, std, **options):
     )
 
 
+# Asked more than once, and compiled once.
+NORMAL = problem_of(plane(), lambda s: s["x"], 3.0, 0.25)
+
+
 def weighed(problem, *, max_simulations=200_000, num_draws=NUM_DRAWS):
     near = approach(problem, jax.random.key(0), num_draws=500, spreads=3.0, batch=2000, max_simulations=200_000)
     return weigh_draws(
@@ -73,10 +77,13 @@ def quadrature(statistic, mean, std, location, log_base):
 
 def test_normal_solution_is_exact():
     """A normal of mean 3 and sd 1/4: far out in the prior."""
-    found = weighed(problem_of(plane(), lambda s: s["x"], 3.0, 0.25))
+    found = weighed(NORMAL)
     x, y = found.draws.T
     assert found.ess >= NUM_DRAWS
     assert_multipliers(found, [-3.0, 7.5], of_normal(1 / 16))
+    kl = 0.5 * (1 / 16 + 9.0 - 1.0 - np.log(1 / 16))
+    # The normaliser's log is a mean of weights over proposals: its error is theirs.
+    assert abs(found.log_normalizer + kl) < 5 / np.sqrt(found.ess)
     # The weighted means of x and of its square are the targets; the third and fourth moments need the right shape.
     assert_mean(found, (x - 3.0) ** 3, 0.0, np.sqrt(15) / 64)
     assert_mean(found, (x - 3.0) ** 4, 3 / 256, np.sqrt(96) / 256)
@@ -98,6 +105,7 @@ def test_noise_is_corrected_for():
     error = np.sqrt(2 * 0.25**4 / found.ess) / (2 * variance**2)
     assert abs(found.eta[1] - expected) < 5 * error
     assert_mean(found, (found.draws[:, 0] - 1.0) ** 2, variance, np.sqrt(2) * variance)
+    assert abs(found.log_normalizer + 0.5 * (variance + 1.0 - 1.0 - np.log(variance))) < 0.05
 
 
 @pytest.mark.parametrize("base", ["prior", "lebesgue"])
@@ -147,7 +155,7 @@ def test_failing_simulations_are_left_out():
 
 
 def test_model_runs_are_counted_and_bounded():
-    found = weighed(problem_of(plane(), lambda s: s["x"], 3.0, 0.25), max_simulations=5000)
+    found = weighed(NORMAL, max_simulations=5000)
     assert 2000 < found.num_simulations <= 5000
     assert len(found.draws) <= 5000
 
@@ -169,8 +177,7 @@ def test_simulations_that_all_fail_are_worth_nothing():
 
 
 def test_start_has_the_solution_and_says_so():
-    problem = problem_of(plane(), lambda s: s["x"], 3.0, 0.25)
-    start = epi.starts.Pilot()(jax.random.key(0), problem)
+    start = epi.starts.Pilot()(jax.random.key(0), NORMAL)
     np.testing.assert_allclose(start.eta, [-3.0, 7.5], rtol=0.1)
     assert start.fit_draws
     assert NUM_DRAWS <= start.ess <= len(start.draws)
@@ -178,7 +185,7 @@ def test_start_has_the_solution_and_says_so():
 
 
 def test_start_without_weighing_is_the_pilot_s():
-    start = epi.starts.Pilot(num_weighed=0)(jax.random.key(0), problem_of(plane(), lambda s: s["x"], 3.0, 0.25))
+    start = epi.starts.Pilot(num_weighed=0)(jax.random.key(0), NORMAL)
     assert start.eta is None
     assert "pilot draws" in start.message
     assert np.max(np.abs(np.asarray(start.draws)[:, 0] - 3.0)) < 0.75

@@ -53,6 +53,7 @@ def test_simulated_oscillator_agrees_with_the_eigenvalues():
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_simulated_gradient_is_that_of_the_eigenvalues():
     problem = oscillator_simulated()
     matrix = jnp.array([[0.5, 7.0], [-5.5, -0.3]])
@@ -60,7 +61,7 @@ def test_simulated_gradient_is_that_of_the_eigenvalues():
     def simulated(matrix):
         return problem.evaluate(jax.random.key(0), problem.simulator.unconstrain({"A": matrix})).moments[1]
 
-    found = jax.grad(simulated)(matrix)
+    found = jax.jit(jax.grad(simulated))(matrix)
     expected = jax.grad(lambda a: linear2d.angular_frequency({"A": a}))(matrix)
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
