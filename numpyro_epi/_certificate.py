@@ -27,10 +27,10 @@ from ._arguments import check_count, check_instance
 from ._chains import begins_at_base
 from ._keys import checked_key
 from ._loop import masked_moments
-from ._outcome import Certificate
+from ._outcome import Certificate, Verdict
 from ._problem import Problem
 from ._result import Result
-from ._types import Draws, Key
+from ._types import Draws, Key, PerDraw
 
 NUM_DRAWS, NUM_NOISY_DRAWS, NUM_SIMULATIONS = 20_000, 4_000, 16
 """Draws of every proposal; with simulator noise fewer of them, each simulated so many times."""
@@ -48,6 +48,24 @@ that look where the guide may not."""
 UNSEEN_RATIO, MAX_UNSEEN = 10.0, 0.1
 """A place is unseen by the guide where its density is this factor below the solution's; share of the solution's mass in
 such places above which modes are probably missing."""
+
+
+class Known(NamedTuple):
+    """What weighed draws of the solution tell of it.
+
+    Attributes:
+        log_density: Of the solution at the equally weighted draws, in unconstrained coordinates, shape [N].
+        log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats.
+        ess: Effective number of draws behind both.
+        khat: Shape of a generalised Pareto distribution fitted to their largest weights.
+        num_simulations: Model runs that it took.
+    """
+
+    log_density: Float[np.ndarray, " N"]
+    log_normalizer: float
+    ess: float
+    khat: float
+    num_simulations: int
 
 
 class Tilt(NamedTuple):
@@ -208,6 +226,46 @@ def assess(
     columns = _Columns(*(np.asarray(column, float) for column in found))
     source = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     return _weigh(problem, columns, source, np.asarray(eta, float), solution is not None, simulations)
+
+
+def assess_by_draws(
+    problem: Problem,
+    flow: AbstractDistribution,
+    verdict: Verdict,
+    draws: Draws,
+    eta: Float[np.ndarray, " M"],
+    known: Known,
+) -> Certificate:
+    """Certify a guide without another simulation, from draws of the solution and its normaliser.
+
+    The guide's fresh draws give ``KL(q || p_eta) = log Z + KL(q || base) + eta . R``, ``R`` being their mean violation; the
+    solution's draws say what of it the guide does not see.
+
+    Args:
+        problem: The question.
+        flow: The guide's flow over the unconstrained parameters.
+        verdict: What its fresh draws showed.
+        draws: Equally weighted draws of the solution, in unconstrained coordinates.
+        eta: Its multipliers, shape [M].
+        known: What is known of it.
+    """
+    log_guide = np.asarray(_log_density(flow, draws), float)
+    # As if the errors of entropy and means were independent: they mostly cancel.
+    own = verdict.entropy_standard_error**2 + np.sum(np.square(eta * verdict.standard_error))
+    found = Certificate(
+        upper_bound=known.log_normalizer,
+        gap=known.log_normalizer - verdict.base_entropy + float(eta @ (verdict.mean - problem.target)),
+        standard_error=math.sqrt(own + 1.0 / known.ess),
+        eta=eta,
+        ess=known.ess,
+        khat=known.khat,
+        unseen=float(np.mean(known.log_density - log_guide > math.log(UNSEEN_RATIO))),
+        reach=known.ess,
+        tilted=True,
+        num_simulations=known.num_simulations,
+        verdict="",
+    )
+    return found._replace(verdict=_sentence(found))
 
 
 def weigh(
@@ -387,6 +445,11 @@ def _propose(
 
 
 @eqx.filter_jit
+@eqx.filter_jit
+def _log_density(flow: AbstractDistribution, draws: Draws) -> PerDraw:
+    return flow.log_prob(draws)
+
+
 def _sample(flow: AbstractDistribution, key: Key, count: int) -> Draws:
     return flow.sample(key, (count,))
 

@@ -12,6 +12,7 @@ import optax
 
 from . import flows, starts
 from ._arguments import as_number, check_instance, check_optional
+from ._certificate import Known
 from ._checkpoint import Keeper, compare, read
 from ._keys import checked_key, key_from_text
 from ._plan import Method, Plan
@@ -141,13 +142,13 @@ def resume(
     plan = Plan(key_from_text(about["key"]), problem, method, **about["numbers"])
     compare(saved, plan.about())
     with _keeper(checkpoint, every, new=False) as keeper:
-        eta = saved.arrays.get("begin.eta")
+        eta, known = saved.arrays.get("begin.eta"), about["begin"].get("known")
         begin = starts.Start(
             draws=jnp.asarray(saved.arrays["begin.draws"]),
             fit_draws=about["begin"]["fit_draws"],
             eta=None if eta is None else jnp.asarray(eta),
             message=about["begin"]["message"],
-            ess=about["begin"].get("ess"),
+            known=Known(saved.arrays["begin.log_density"], **known) if known else None,
         )
         began -= about["seconds"]
         return plan.run(begin, saved, keeper, began=began, progress=_shows(progress))

@@ -13,7 +13,7 @@ from flowjax.distributions import AbstractDistribution
 
 from . import _optimizer, flows, objectives, starts
 from ._begin import begin_flow, num_components
-from ._certificate import assess, cost
+from ._certificate import Known, assess, assess_by_draws, cost
 from ._checkpoint import Keeper, Saved, describe
 from ._chunks import NUM_CHUNKS, Chunks, run_chunks, violations
 from ._fresh import measure
@@ -125,7 +125,10 @@ class Plan(NamedTuple):
             if keeper is not None:
                 arrays = {"begin.draws": np.asarray(begin.draws)} | run.arrays() | recorder.arrays()
                 arrays |= {} if begin.eta is None else {"begin.eta": np.asarray(begin.eta)}
-                start = {"fit_draws": begin.fit_draws, "message": begin.message, "ess": begin.ess}
+                start = {"fit_draws": begin.fit_draws, "message": begin.message}
+                if begin.known is not None:
+                    arrays["begin.log_density"] = np.asarray(begin.known.log_density)
+                    start["known"] = {name: getattr(begin.known, name) for name in Known._fields[1:]}
                 seconds = time.perf_counter() - began
                 keeper.save({**about, "begin": start, "chunks": len(run.found), "seconds": seconds}, arrays, now=now)
 
@@ -219,6 +222,8 @@ class Plan(NamedTuple):
             enough = max(MIN_WEIGHTED, 1.0 / (BIASED_PART * max(residual or 0.0, 1e-9)))
             if residual is not None and certificate.tilted and certificate.ess > enough:
                 eta = certificate.eta
+        elif self.certify is not False and not cut_by and begin.known is not None and np.isfinite(verdict.base_entropy):
+            certificate = assess_by_draws(problem, fitted, verdict, begin.draws, eta, begin.known)
         return Result(
             problem=problem,
             flow=fitted,
@@ -300,7 +305,7 @@ def anchor_weight(begin: starts.Start) -> float:
     A flow of ``p`` free numbers that lies between the draws' own optimum and the solution, at weight ``w``, is off by about
     ``(w / (1 + w))^2 p / 2N`` nats.
     """
-    count = len(begin.draws) if begin.ess is None else begin.ess
+    count = len(begin.draws) if begin.known is None else begin.known.ess
     return min(1.0, count / MANY_DRAWS)
 
 

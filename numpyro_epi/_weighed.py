@@ -41,6 +41,7 @@ class Weighed(NamedTuple):
         log_weight: Of each towards the solution, normalised, shape [N].
         log_before: Log of base over proposal, before the tilt to the targets, shape [N].
         eta: Multipliers, shape [M].
+        log_density: Of the solution at the draws, normalised, in unconstrained coordinates, shape [N].
         log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats: ``-KL(p || base)`` of the solution.
         reached: Whether the weighted means are the targets.
         num_simulations: Model runs that it took.
@@ -50,6 +51,7 @@ class Weighed(NamedTuple):
     log_weight: Float[np.ndarray, " N"]
     log_before: Float[np.ndarray, " N"]
     eta: Float[np.ndarray, " M"]
+    log_density: Float[np.ndarray, " N"]
     log_normalizer: float
     reached: bool
     num_simulations: int
@@ -132,6 +134,7 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         log_weight=found.log_weight[kept],
         log_before=before[kept],
         eta=found.eta,
+        log_density=pooled.log_base[kept] + found.log_weight[kept] - before[kept] + math.log(len(before)),
         log_normalizer=found.log_normalizer + log_mean,
         reached=found.reached and len(rounds) > 0,
         num_simulations=spent,

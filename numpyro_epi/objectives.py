@@ -180,6 +180,10 @@ class Score(AbstractObjective):
         return surrogate + jax.lax.stop_gradient(value - surrogate), batch
 
 
+LEAST_ANCHORS = 500
+"""Fewest given draws in a step: unlike the guide's own, they need no simulation."""
+
+
 class Anchored(AbstractObjective):
     """Another objective plus ``weight KL(p || q)`` for given draws of ``p``, the solution found by other means.
 
@@ -205,7 +209,8 @@ class Anchored(AbstractObjective):
     def __call__(self, key, flow, evaluate, lagrangian, num_draws):
         key, pick_key = jax.random.split(key)
         loss, batch = self.objective(key, flow, evaluate, lagrangian, num_draws)
-        return loss - self.weight * mean_log_density(pick_key, flow, self.draws, num_draws), batch
+        forward = mean_log_density(pick_key, flow, self.draws, max(num_draws, LEAST_ANCHORS))
+        return loss - self.weight * forward, batch
 
 
 def default(problem: Problem) -> AbstractObjective:

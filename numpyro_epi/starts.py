@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ._arguments import check_bool, check_count, check_instance, check_positive
+from ._certificate import Known, pareto_khat
 from ._chains import ChainSettings, begins_at_base
 from ._pilot import approach, resample
 from ._problem import Problem
@@ -32,14 +33,14 @@ class Start(NamedTuple):
         eta: Multipliers of the solution, shape [M], where the start knows them; the draws are then draws of it too, and
             the loop goes on comparing the guide with them. ``None`` where it does not.
         message: What was done, in a sentence.
-        ess: Effective number of draws, where they repeat each other or are correlated; ``None`` where they are independent.
+        known: What else is known of the solution, where the draws were weighed to it.
     """
 
     draws: Draws
     fit_draws: bool
     eta: Moments | None
     message: str
-    ess: float | None = None
+    known: Known | None = None
 
 
 class AbstractStart(eqx.Module):
@@ -170,12 +171,17 @@ class Pilot(AbstractStart):
 
 
 def _weighed_start(weighed: Weighed, num_simulations: int) -> Start:
-    draws = jnp.asarray(resample(weighed.draws, weighed.log_weight, len(weighed.draws)), float)
+    columns = np.column_stack([weighed.draws, weighed.log_density])
+    columns = resample(columns, weighed.log_weight, len(columns))
+    draws = jnp.asarray(columns[:, :-1], float)
+    num_simulations += weighed.num_simulations
     message = (
         f"Started from {len(draws)} draws weighed to the targets, worth {weighed.ess:.0f} independent ones, of "
-        f"{num_simulations + weighed.num_simulations:.1e} simulations."
+        f"{num_simulations:.1e} simulations."
     )
-    return Start(draws, True, jnp.asarray(weighed.eta, draws.dtype), message, weighed.ess)
+    khat = pareto_khat(np.exp(weighed.log_weight))
+    known = Known(columns[:, -1], weighed.log_normalizer, weighed.ess, khat, num_simulations)
+    return Start(draws, True, jnp.asarray(weighed.eta, draws.dtype), message, known)
 
 
 class Chains(AbstractStart):

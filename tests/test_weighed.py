@@ -8,8 +8,12 @@ import numpyro.distributions as dist
 import pytest
 import scipy.integrate
 import scipy.optimize
+from flowjax.distributions import Normal
 
 import numpyro_epi as epi
+from numpyro_epi import _plan
+from numpyro_epi._certificate import assess_by_draws
+from numpyro_epi._fresh import measure
 from numpyro_epi._pilot import Near, approach
 from numpyro_epi._weighed import weigh_draws
 
@@ -180,8 +184,61 @@ def test_start_has_the_solution_and_says_so():
     start = epi.starts.Pilot()(jax.random.key(0), NORMAL)
     np.testing.assert_allclose(start.eta, [-3.0, 7.5], rtol=0.1)
     assert start.fit_draws
-    assert NUM_DRAWS <= start.ess <= len(start.draws)
+    assert NUM_DRAWS <= start.known.ess <= len(start.draws)
     assert "draws weighed to the targets, worth" in start.message
+
+
+@pytest.mark.parametrize(("location", "width"), [(3.0, 0.25), (3.1, 0.25), (3.0, 0.2)])
+def test_certificate_of_the_draws_is_the_kl(location, width):
+    """A normal guide beside the normal solution, without another simulation."""
+    start = epi.starts.Pilot()(jax.random.key(0), NORMAL)
+    flow = Normal(jnp.array([location, 0.0]), jnp.array([width, 1.0]))
+    verdict = measure(NORMAL, flow, jax.random.key(1), 20, 500).verdict()
+    found = assess_by_draws(NORMAL, flow, verdict, start.draws, np.asarray(start.eta, float), start.known)
+    kl = np.log(0.25 / width) + (width**2 + (location - 3.0) ** 2) / (2 * 0.25**2) - 0.5
+    assert abs(found.gap - kl) < 4 * found.standard_error
+    assert found.standard_error < 0.05
+    assert found.unseen < 0.01
+    assert found.verdict.startswith("Optimal within")
+
+
+def test_certificate_of_the_draws_sees_a_lost_mode():
+    def model():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    problem = problem_of(model, lambda s: jnp.abs(s["x"]), 2.0, 0.3)
+    start = epi.starts.Pilot()(jax.random.key(0), problem)
+    flow = Normal(jnp.array([2.0]), jnp.array([0.3]))
+    verdict = measure(problem, flow, jax.random.key(1), 20, 500).verdict()
+    found = assess_by_draws(problem, flow, verdict, start.draws, np.asarray(start.eta, float), start.known)
+    assert found.gap == pytest.approx(np.log(2), abs=4 * found.standard_error)
+    assert found.unseen == pytest.approx(0.5, abs=0.05)
+    assert found.verdict.startswith("Modes are probably missing: ")
+
+
+@pytest.mark.parametrize("certify", [None, False])
+def test_an_expensive_fit_is_certified_by_its_start(certify, tmp_path, monkeypatch):
+    """And so is what a checkpoint goes on with."""
+    asked = {"start": epi.starts.Pilot(), "flow": affine, "certify": certify, "progress": False}
+    asked |= {"max_steps": 20, "num_draws": 20}
+    path = tmp_path / "run.ckpt"
+    with monkeypatch.context() as patch:
+        patch.setattr(_plan.Plan, "_finish", lambda *_: None)
+        epi.fit(jax.random.key(0), NORMAL, checkpoint=path, every=0.0, **asked)
+    result = epi.resume(path, NORMAL, start=asked["start"], flow=affine, progress=False)
+    if certify is False:
+        assert result.certificate is None
+    else:
+        assert result.certificate.num_simulations == epi.starts.Pilot()(split(0), NORMAL).known.num_simulations
+        np.testing.assert_array_equal(result.eta, result.certificate.eta)
+
+
+def split(seed):
+    return jax.random.split(jax.random.key(seed), 5)[0]
+
+
+def affine(key, dim):
+    return epi.flows.Elementwise(num_stages=1, transformer=epi.flows.affine())(key, dim)
 
 
 def test_start_without_weighing_is_the_pilot_s():
