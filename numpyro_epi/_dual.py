@@ -18,8 +18,10 @@ from ._chains import ChainSettings, Solved, begins_at_base
 from ._density import Density, Tilted, constrain
 from ._keys import checked_key, key_text
 from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summary
+from ._pilot import approach
 from ._problem import Problem
 from ._types import Draws, Key
+from ._weighed import weigh_draws
 from ._work import solve_by_chains
 
 if TYPE_CHECKING:
@@ -28,12 +30,17 @@ if TYPE_CHECKING:
 REWEIGHT_DRAWS, NOISY_REWEIGHT_DRAWS, REWEIGHT_SIMULATIONS = 200_000, 20_000, 16
 """Prior draws that ``method="reweight"`` weighs; with simulator noise fewer, each simulated so many times."""
 
+ADAPTIVE_DRAWS, NUM_NEAR, NEAR = 4000, 500, 3.0
+ADAPTIVE = {"batch": 2000, "max_simulations": 500_000}
+"""Effective draws of ``method="adaptive"``; those that it begins around, and how near they are, in standard deviations."""
+
 BRIDGE_COMPONENTS = 12
 """Normal distributions, fitted to the draws, that bridge to the normaliser."""
 
 _ADVICE = {
     "chains": "Some mean is not known within the tolerance. Give more chains (settings=ChainSettings(num_chains=...)).",
     "reweight": "Too few of the prior's draws have the property. Use method='chains'.",
+    "adaptive": "Too few of the draws have the property. Use method='chains'.",
 }
 
 
@@ -42,7 +49,7 @@ class DualSolution(eqx.Module):
 
     Attributes:
         problem: The question.
-        method: ``"chains"`` or ``"reweight"``.
+        method: ``"chains"``, ``"reweight"`` or ``"adaptive"``.
         status: How it ended.
         verdict: The constraints under the weighted draws; their errors are those that ``eta``'s error makes.
         eta: Lagrange multipliers, shape [M], each in the inverse of its moment's unit.
@@ -53,8 +60,8 @@ class DualSolution(eqx.Module):
         log_weight: Log weights of the draws, which sum to one and meet the targets exactly, shape [chains, draws].
         log_normalizer: ``D(eta)``, log of the integral of ``base exp(-eta . (T - target))``, nats: the most that
             ``-KL(q || base)`` can be.
-        ess: Effective draws: the least over all moments for chains, that of the weights for reweighted draws.
-        rhat: Largest split R-hat of a moment over the chains; NaN for reweighted draws.
+        ess: Effective draws: the least over all moments for chains, that of the weights for weighted draws.
+        rhat: Largest split R-hat of a moment over the chains; NaN for weighted draws.
         khat: Pareto shape of the weights; of those that bridge to ``log_normalizer`` for chains.
         num_simulations: Model runs used, gradients included.
         seconds: Wall time, compile included.
@@ -168,7 +175,7 @@ def solve_dual(
     key: Key,
     problem: Problem,
     *,
-    method: Literal["chains", "reweight"] = "chains",
+    method: Literal["chains", "reweight", "adaptive"] = "chains",
     settings: ChainSettings | None = None,
     tolerance: float = 0.05,
 ) -> DualSolution:
@@ -177,17 +184,20 @@ def solve_dual(
     ``"chains"`` follows ``p_eta`` from the base with many Hamiltonian chains while the multipliers move; with statistics
     that have no useful gradient it still is exact, but its chains move less. ``"reweight"`` weighs draws of the prior and
     minimises the dual by Newton's method: instant, and good where the prior's draws have the property often enough.
+    ``"adaptive"`` weighs draws of proposals that move to the property (`starts.Pilot`): it needs no gradients and few
+    simulations, in up to about ten dimensions.
 
     Args:
         key: Random key, ``jax.random.key(seed)``; the same key gives the same answer.
         problem: The question.
-        method: Which of the two.
+        method: Which of the three.
         settings: How the chains move; by default as the problem's cost and noise ask for.
         tolerance: How near every mean must be to its target, in standard deviations of its statistic.
 
     Raises:
         TypeError: If ``problem`` is not a `Problem` or ``key`` not a random key.
-        ValueError: If the method is unknown, or "reweight" is asked of a problem whose base is no proper prior.
+        ValueError: If the method is unknown, "reweight" is asked of a problem whose base is no proper prior, or
+            "adaptive" of one whose prior is improper or has next to no draws near the property.
 
     References:
         ``_chains`` names the sources of the chains' moves; the dual is that of Csiszár 1975, Ann. Probab. 3.
@@ -198,8 +208,8 @@ def solve_dual(
         raise TypeError(
             f"Expected a Problem; got {type(problem).__name__}. Write solve_dual(key, Problem(model, property))."
         )
-    if method not in ("chains", "reweight"):
-        raise ValueError(f"Expected method 'chains' or 'reweight'; got {method!r}.")
+    if method not in _ADVICE:
+        raise ValueError(f"Expected method 'chains', 'reweight' or 'adaptive'; got {method!r}.")
     if settings is not None:
         check_instance("settings", settings, ChainSettings, "ChainSettings(...)")
     check_positive(tolerance=tolerance)
@@ -209,7 +219,7 @@ def solve_dual(
         solved, used = solve_by_chains(problem, run_key, settings)
         found, chosen = _by_chains(problem, solved, bridge_key), _fields(used)
     else:
-        found = _by_weights(problem, run_key)
+        found = (_by_weights if method == "reweight" else _by_proposals)(problem, run_key)
     verdict, status = found["verdict"], found.pop("status")
     if status is STATUS.satisfied and not np.all(verdict.satisfies(problem.target, tolerance)):
         status = STATUS.unsatisfied
@@ -285,33 +295,67 @@ def _by_weights(problem: Problem, key: Key) -> dict[str, Any]:
         deviations = simulations - flat[:, None]
         noise = np.einsum("nsi,nsj->nij", deviations, deviations) / (simulations.shape[1] * (simulations.shape[1] - 1))
     tilted = tilt(np.zeros(len(flat)), flat, problem.target, noise=noise)
-    weight = np.exp(tilted.log_weight)
+    weighted = _of_weights(problem, draws, flat, noise, tilted.log_weight, tilted.eta, tilted.reached)
+    log_normalizer = tilted.log_normalizer + np.log(len(flat) / count)
+    return _with_normalizer(problem, weighted, log_normalizer, count * simulations.shape[1])
+
+
+def _by_proposals(problem: Problem, key: Key) -> dict[str, Any]:
+    if not problem.simulator.has_proper_prior:
+        raise ValueError("Expected a proper prior, to draw from; this one is improper. Use method='chains'.")
+    near_key, weigh_key = jax.random.split(key)
+    near = approach(problem, near_key, num_draws=NUM_NEAR, spreads=NEAR, **ADAPTIVE)
+    weighed = weigh_draws(problem, weigh_key, near, num_draws=ADAPTIVE_DRAWS, **ADAPTIVE)
+    num_simulations = near.num_simulations + weighed.num_simulations
+    if len(weighed.draws) <= problem.dim:
+        raise ValueError(
+            f"Expected draws near the property; got {len(weighed.draws)} of {num_simulations} simulations. "
+            "See problem.check(key)."
+        )
+    noise = weighed.noise if problem.simulator.noise else None
+    draws = jnp.asarray(weighed.draws, float)
+    found = _of_weights(problem, draws, weighed.moments, noise, weighed.log_weight, weighed.eta, weighed.reached)
+    return _with_normalizer(problem, found, weighed.log_normalizer, num_simulations)
+
+
+def _of_weights(
+    problem: Problem,
+    draws: Draws,
+    moments: Float[np.ndarray, "N M"],
+    noise: Float[np.ndarray, "N M M"] | None,
+    log_weight: Float[np.ndarray, " N"],
+    eta: Float[np.ndarray, " M"],
+    reached: bool,
+) -> dict[str, Any]:
+    """What independent weighted draws say, but for the normaliser; errors are those of a weighted mean."""
+    weight = np.exp(log_weight)
     ess = 1.0 / np.sum(weight**2)
-    slopes = flat - problem.target if noise is None else flat - problem.target + noise @ tilted.eta
+    slopes = moments - problem.target if noise is None else moments - problem.target + noise @ eta
     centred = slopes * weight[:, None]
-    errors = np.sqrt(np.sum(centred**2, axis=0))
     covariance = centred.T @ slopes
     if noise is not None:
         covariance = covariance - np.einsum("n,nij->ij", weight, noise)
     inverse = np.linalg.pinv(covariance, hermitian=True)
-    log_normalizer = tilted.log_normalizer + np.log(len(flat) / count)
-    status = STATUS.satisfied if tilted.reached and ess >= MIN_ESS else STATUS.unsatisfied
     return {
-        "status": status,
-        "verdict": _verdict(
-            problem, draws, slopes + problem.target, tilted.log_weight, errors, log_normalizer, tilted.eta
-        ),
-        "eta": tilted.eta,
+        "status": STATUS.satisfied if reached and ess >= MIN_ESS else STATUS.unsatisfied,
+        "eta": eta,
         "standard_error": np.sqrt(np.diagonal(inverse @ (centred.T @ centred) @ inverse)),
         "unconstrained": draws[None],
         "moments": (slopes + problem.target)[None],
-        "log_weight": tilted.log_weight[None],
-        "log_normalizer": float(log_normalizer),
+        "log_weight": log_weight[None],
         "ess": float(ess),
         "rhat": np.nan,
         "khat": pareto_khat(weight),
-        "num_simulations": count * simulations.shape[1],
     }
+
+
+def _with_normalizer(
+    problem: Problem, found: dict[str, Any], log_normalizer: float, num_simulations: int
+) -> dict[str, Any]:
+    (draws,), (moments,), (log_weight,) = (found[name] for name in ("unconstrained", "moments", "log_weight"))
+    errors = np.sqrt(np.sum(np.square((moments - problem.target) * np.exp(log_weight)[:, None]), axis=0))
+    verdict = _verdict(problem, draws, moments, log_weight, errors, log_normalizer, found["eta"])
+    return {**found, "verdict": verdict, "log_normalizer": float(log_normalizer), "num_simulations": num_simulations}
 
 
 def _verdict(

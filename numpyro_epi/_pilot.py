@@ -201,8 +201,14 @@ def _simulate(problem: Problem, key: Key, proposal: Proposal | None, batch: int)
 
 
 def log_density(proposal: Proposal, u: Unconstrained) -> Scalar:
-    """Log density of the normals, without the prior's share."""
-    white = jax.vmap(partial(solve_triangular, lower=True))(proposal.cholesky, u - proposal.centres)
+    """Log density of the normals, without the prior's share and without those that stand on this very draw.
+
+    A draw of an earlier round that became a centre would else seem likelier than its place is.
+    """
+    steps = u - proposal.centres
+    white = jax.vmap(partial(solve_triangular, lower=True))(proposal.cholesky, steps)
     log_det = jnp.sum(jnp.log(jnp.diagonal(proposal.cholesky, axis1=1, axis2=2)), axis=1)
     normals = -0.5 * jnp.sum(jnp.square(white), axis=1) - log_det
-    return jax.nn.logsumexp(normals) - math.log(len(proposal.centres)) - 0.5 * u.size * math.log(2 * math.pi)
+    others = jnp.any(steps != 0, axis=1)
+    count = jnp.maximum(jnp.sum(others), 1)
+    return jax.nn.logsumexp(normals, where=others) - jnp.log(count) - 0.5 * u.size * math.log(2 * math.pi)

@@ -39,6 +39,8 @@ class Weighed(NamedTuple):
     Attributes:
         draws: In unconstrained coordinates, shape [N, D].
         log_weight: Of each towards the solution, normalised, shape [N].
+        moments: Means of ``T`` over each draw's simulations, shape [N, M].
+        noise: Covariance of these means, shape [N, M, M].
         log_before: Log of base over proposal, before the tilt to the targets, shape [N].
         eta: Multipliers, shape [M].
         log_density: Of the solution at the draws, normalised, in unconstrained coordinates, shape [N].
@@ -49,6 +51,8 @@ class Weighed(NamedTuple):
 
     draws: Float[np.ndarray, "N D"]
     log_weight: Float[np.ndarray, " N"]
+    moments: Float[np.ndarray, "N M"]
+    noise: Float[np.ndarray, "N M M"]
     log_before: Float[np.ndarray, " N"]
     eta: Float[np.ndarray, " M"]
     log_density: Float[np.ndarray, " N"]
@@ -132,6 +136,8 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
     return Weighed(
         draws=pooled.draws[kept],
         log_weight=found.log_weight[kept],
+        moments=pooled.moments[kept],
+        noise=pooled.noise[kept],
         log_before=before[kept],
         eta=found.eta,
         log_density=pooled.log_base[kept] + found.log_weight[kept] - before[kept] + math.log(len(before)),

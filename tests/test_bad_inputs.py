@@ -577,7 +577,7 @@ PIECES = [
         "dual method",
         lambda: epi.solve_dual(KEY, TINY, method="nuts"),
         ValueError,
-        "'chains' or 'reweight'; got 'nuts'",
+        "'chains', 'reweight' or 'adaptive'; got 'nuts'",
     ),
     Row(
         "dual tolerance", lambda: epi.solve_dual(KEY, TINY, tolerance=-1), ValueError, "Expected tolerance > 0; got -1"

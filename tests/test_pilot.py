@@ -9,7 +9,7 @@ import pytest
 import scipy.stats
 
 import numpyro_epi as epi
-from numpyro_epi._pilot import approach, resample
+from numpyro_epi._pilot import Proposal, approach, log_density, resample
 from numpyro_epi.starts import Pilot
 
 
@@ -158,3 +158,17 @@ def test_settings_are_checked(wrong):
     (name,) = wrong
     with pytest.raises(ValueError, match=rf"Expected {name} .*; got {wrong[name]}"):
         Pilot(**wrong)
+
+
+def test_a_proposal_s_own_centres_count_for_nothing():
+    """Three normals in the plane, by SciPy: a draw that is a centre sees the other two."""
+    centres = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    root = np.array([[0.5, 0.0], [0.2, 0.4]])
+    proposal = Proposal(jnp.asarray(centres), jnp.broadcast_to(jnp.asarray(root), (3, 2, 2)))
+    place = np.array([0.3, 0.2])
+    each = [scipy.stats.multivariate_normal(c, root @ root.T) for c in centres]
+    assert log_density(proposal, jnp.asarray(place)) == pytest.approx(
+        np.log(np.mean([e.pdf(place) for e in each])), 1e-4
+    )
+    others = np.log(np.mean([e.pdf(centres[0]) for e in each[1:]]))
+    assert log_density(proposal, jnp.asarray(centres[0])) == pytest.approx(others, rel=1e-4)
