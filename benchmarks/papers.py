@@ -41,7 +41,7 @@ ROWS = {
     "STG": Row("circuits.stg", {}, "fit", "1.39", "-.19, 1.04; 3 of 6 fail", 1.27),
     "V1 SSN, 5 Hz": Row("circuits.v1_ssn", {}, "fit", "-22.23", "-23.08 to -22.9", -22.40),
     "V1 SSN, 10 Hz": Row(
-        "circuits.v1_ssn", {"fluctuation_hz": 10.0}, "fit", "-22.5 (optimum.md)", "-23.12 to -22.87", -22.40
+        "circuits.v1_ssn", {"fluctuation_hz": 10.0}, "fit", "-22.46 (optimum.md)", "-23.12 to -22.87", -22.40
     ),
     "SC, weighed draws": Row(
         "circuits.sc_task_switching", {}, "weighed", "1.3 +- .3", "-.62, -2.54, -5.03; 2 of 5 NaN", 0.8
