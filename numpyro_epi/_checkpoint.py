@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import filelock
 import jax
@@ -63,7 +63,7 @@ class Keeper:
         self._lock = filelock.FileLock(f"{self.path}{LOCK}", timeout=0)
         self._saved_at = -np.inf
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Keeper":
         if not self.path.parent.is_dir():
             raise ValueError(f"Expected a folder for the checkpoint; {self.path.parent} is none. Make it first.")
         try:

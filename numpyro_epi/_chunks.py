@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -50,7 +50,9 @@ class Chunks(NamedTuple):
         return arrays
 
     @classmethod
-    def read(cls, arrays: Mapping[str, np.ndarray], template: LoopState, num_chunks: int, num_restarts: int) -> Self:
+    def read(
+        cls, arrays: Mapping[str, np.ndarray], template: LoopState, num_chunks: int, num_restarts: int
+    ) -> "Chunks":
         """The inverse of `arrays`.
 
         Raises:
