@@ -1,6 +1,6 @@
 """The attainable entropy of noisy models, and what becomes of it where the noise in the weights is forgotten.
 
-    python benchmarks/optimum.py [--rows NAME ...] [--draws 6000] [--out benchmarks/results/optimum.md]
+    python benchmarks/optimum.py [--rows NAME ...] [--draws 4000] [--out benchmarks/results/optimum.md]
 
 The solution weighs a draw by ``exp(-eta . E[T])``, the mean over the simulator's noise. With one simulation in its place the
 exponent is noisy, and the weighted draws solve another, easier problem: entropy too high, multipliers too small. Here the same
@@ -40,7 +40,7 @@ HEADER = ("problem", "draws", "simulations of each", "noise", "multipliers", "en
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--draws", type=int, default=6000)
+    parser.add_argument("--draws", type=int, default=4000)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "optimum.md")
     arguments = parser.parse_args()
     with arguments.out.open("w") as table:

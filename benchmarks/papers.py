@@ -6,7 +6,8 @@ Each run is a process of its own, so its wall time holds all compilation and its
 by `epi.fit`; ``dual`` and ``weighed`` are the exact answer by `epi.solve_dual`: draws of chains, or of adaptive proposals,
 with the tilted density and its normaliser, for where a flow cannot follow. "Achieved" are fresh simulations of the answer's
 draws: mean and standard deviation of each statistic, with the half widths of their 95 % intervals. H* was computed
-independently of this package but for STG with noise, which is by quadrature with its own simulations; optimum.md has more.
+independently of this package but for STG with noise and V1 at 10 Hz, which are by quadrature and by weighing prior draws
+(optimum.md), with its own simulations.
 """
 
 import argparse
