@@ -354,6 +354,7 @@ def _weigh(
     gap = float(np.mean(distance) + log_z)
     variance = np.var(distance) / own.sum() + max(1.0 / ess - 1.0 / len(weight), 0.0)
     elsewhere = weight[source > 0]
+    ahead = np.subtract(log_p - log_z, found.log_guides[0], out=np.zeros_like(log_p), where=usable)
     certificate = Certificate(
         upper_bound=float(log_z),
         gap=gap,
@@ -361,7 +362,7 @@ def _weigh(
         eta=eta,
         ess=float(ess),
         khat=pareto_khat(weight),
-        unseen=float(weight[log_p - log_z - found.log_guides[0] > math.log(UNSEEN_RATIO)].sum()),
+        unseen=float(weight[ahead > math.log(UNSEEN_RATIO)].sum()),
         reach=float(elsewhere.sum() ** 2 / max(np.sum(elsewhere**2), np.finfo(float).tiny)),
         tilted=tilted.reached,
         num_simulations=len(weight) * simulations,
@@ -445,11 +446,11 @@ def _propose(
 
 
 @eqx.filter_jit
-@eqx.filter_jit
 def _log_density(flow: AbstractDistribution, draws: Draws) -> PerDraw:
     return flow.log_prob(draws)
 
 
+@eqx.filter_jit
 def _sample(flow: AbstractDistribution, key: Key, count: int) -> Draws:
     return flow.sample(key, (count,))
 

@@ -292,11 +292,18 @@ def _finite(problem: Problem, found: Evaluation) -> CheckItem:
     bad = ~np.all(np.isfinite(np.where(finite[:, None], 0.0, np.asarray(found.moments))), axis=0)
     names = [c.name for c, is_bad in zip(problem.constraints, bad, strict=True) if is_bad] or ["the prior's density"]
     message = f"{share:.1%} of the simulations; not finite elsewhere: {_join(names)}."
-    if share < 0.5:
+    if share < 0.5 and not (problem.nonfinite == "condition" and share > 0):
         return CheckItem(
             "finite", False, f"{message} Look for overflow, log or sqrt of a negative number, unstable steps."
         )
-    return CheckItem("finite", None, f"{message} A fit leaves such draws out of every mean, and counts them.")
+    if problem.nonfinite == "condition":
+        return CheckItem("finite", None, f"{message} The answer will have no such parameters.")
+    return CheckItem(
+        "finite",
+        None,
+        f"{message} A fit leaves such draws out of every mean, and is not satisfied. Target(if_nonfinite=...) gives them a "
+        "value, Problem(nonfinite='condition') asks of the finite ones alone.",
+    )
 
 
 def _repeatable(seen: _Seen) -> CheckItem:

@@ -137,6 +137,7 @@ def describe(problem: Problem, options: Mapping[str, Any]) -> dict[str, Any]:
             "name": problem.name,
             "constraints": [constraint.name for constraint in problem.constraints],
             "targets": [float(target) for target in problem.target],
+            "nonfinite": problem.nonfinite,
             "parameters": [[p.name, list(p.shape)] for p in problem.simulator.parameters],
             "program": _program(problem),
         },
@@ -158,10 +159,11 @@ def compare(saved: Saved, wanted: Mapping[str, Any]) -> None:
     same_versions = about["versions"] == wanted["versions"] and about["platform"] == wanted["platform"]
     for name, value in wanted["problem"].items():
         # The same model is another program under another version.
-        if about["problem"][name] != value and (name != "program" or same_versions):
+        # Older checkpoints do not say how they take what is not finite: they refuse it.
+        if about["problem"].get(name, "refuse") != value and (name != "program" or same_versions):
             found = f"{name} {value}" if name != "program" else "one whose model or statistics have changed"
             raise ValueError(
-                f"Expected the problem that {path} was made for, {name} {about['problem'][name]}; got {found}."
+                f"Expected the problem that {path} was made for, {name} {about['problem'].get(name, 'refuse')}; got {found}."
             )
     if about["x64"] != wanted["x64"]:
         raise ValueError(

@@ -96,7 +96,7 @@ class Tilted(AbstractUnconstrained):
     def log_prob(self, unconstrained: Unconstrained) -> Scalar:
         found = self.problem.evaluate(jax.random.key(0), unconstrained)
         slack = jnp.asarray(self.eta, float) @ (found.moments - self.problem.target)
-        return found.log_base - slack - self.log_normalizer
+        return jnp.where(found.finite, found.log_base - slack - self.log_normalizer, -jnp.inf)
 
     def draw(self, key: Key, count: int) -> Draws:
         shares = jnp.exp(jnp.asarray(self.log_weight, float))

@@ -11,6 +11,7 @@ from flowjax.distributions import AbstractDistribution
 from jaxtyping import Float
 
 from ._arguments import as_number, check_count, check_instance
+from ._conditioned import Conditioned
 from ._keys import checked_key
 from ._loop import masked_moments
 from ._outcome import Verdict
@@ -103,6 +104,8 @@ def measure(problem: Problem, flow: AbstractDistribution, key: Key, num_batches:
     # Columns: T, T simulated again (where that differs), log q - log det, log q - log base.
     first, again = slice(0, m), slice(len(mean) - 2 - m, len(mean) - 2)
     shared = 0.5 * (covariance[first, again] + covariance[again, first])
+    # The same for every draw, unlike the rest: as the variance that would give it.
+    share_error = float(flow.log_share_error) if isinstance(flow, Conditioned) and total else 0.0
     return Measured(
         mean=0.5 * (mean[first] + mean[again]) + problem.target,
         covariance=0.5 * (covariance[first, first] + covariance[again, again]),
@@ -110,7 +113,7 @@ def measure(problem: Problem, flow: AbstractDistribution, key: Key, num_batches:
         slope=0.5 * (covariance[first, -1] + covariance[again, -1]),
         relative_variance=covariance[-1, -1],
         entropy=-mean[-2],
-        entropy_variance=covariance[-2, -2],
+        entropy_variance=covariance[-2, -2] + total * share_error**2,
         base_entropy=-mean[-1],
         finite_share=total / (num_batches * num_draws),
         num_draws=num_batches * num_draws,

@@ -28,8 +28,9 @@ class STATUS(enum.Enum):
         "this property. Widen a spread, move a target, or widen the prior."
     )
     nonfinite_draws = (
-        "Some simulations are not finite, and the statistics' means leave them out: the answer is conditioned on finite "
-        "simulations. Narrow the prior, or make the simulator finite there."
+        "Some simulations are not finite, and the statistics' means leave them out. Narrow the prior, make the simulator "
+        "finite there, give them a value (Target(if_nonfinite=...)), or ask of finite ones alone "
+        "(Problem(nonfinite='condition'))."
     )
     interrupted = "A signal stopped the run: the answer is as far as it came. epi.resume goes on from its checkpoint."
     nonfinite = (

@@ -16,6 +16,7 @@ from ._begin import begin_flow, num_components
 from ._certificate import Known, assess, assess_by_draws, cost
 from ._checkpoint import Keeper, Saved, describe
 from ._chunks import NUM_CHUNKS, Chunks, run_chunks, violations
+from ._conditioned import Conditioned, conditioner
 from ._fresh import measure
 from ._keys import key_text
 from ._loop import EpochRecord, Loop, LoopState, partition
@@ -111,6 +112,7 @@ class Plan(NamedTuple):
         """All that comes after the start."""
         keys = jax.random.split(self.key, 5)
         fleet, run, budget = self._launch(keys, begin, saved)
+        conditioned = conditioner(self.problem)
         recorder = Recorder(self.problem, jax.random.fold_in(keys[2], 5), self.num_snapshots)
         if saved is not None:
             recorder.restore(fleet, run.state, saved.arrays)
@@ -119,7 +121,8 @@ class Plan(NamedTuple):
         def judge(states: list[LoopState], chunk: int, num_batches: int = FRESH_BATCHES) -> list[Verdict]:
             # Every look at the run takes draws of its own.
             key = jax.random.fold_in(jax.random.fold_in(keys[2], 1), chunk)
-            return [measure(self.problem, f, key, num_batches, self.num_draws).verdict() for f in fleet.flows(states)]
+            guides = map(conditioned, fleet.flows(states))
+            return [measure(self.problem, guide, key, num_batches, self.num_draws).verdict() for guide in guides]
 
         def keep(run: Chunks, now: bool) -> None:
             if keeper is not None:
@@ -141,7 +144,9 @@ class Plan(NamedTuple):
             verdicts = _looked_at_again(
                 self.problem, verdicts, self.tolerance, lambda: judge(states, NUM_CHUNKS + 1, MORE * FRESH_BATCHES)
             )
-        return self._finish(keys, begin, fleet, run, verdicts, stop.signal_name if is_cut else "", began, recorder)
+        guides = list(map(conditioned, fleet.flows(states)))
+        cut_by = stop.signal_name if is_cut else ""
+        return self._finish(keys, begin, states, guides, run, verdicts, cut_by, began, recorder)
 
     def _launch(self, keys: Key, begin: starts.Start, saved: Saved | None) -> tuple[Fleet, Chunks, int]:
         """The compiled loop, where it stands, and the steps that it may take."""
@@ -171,7 +176,8 @@ class Plan(NamedTuple):
         self,
         keys: Key,
         begin: starts.Start,
-        fleet: Fleet,
+        states: list[LoopState],
+        guides: list[AbstractDistribution],
         run: Chunks,
         verdicts: list[Verdict],
         cut_by: str,
@@ -180,11 +186,11 @@ class Plan(NamedTuple):
     ) -> Result:
         """Multipliers, certificate, and the choice among restarts; a run that a signal cut short gets no certificate."""
         problem, num_draws, tolerance = self.problem, self.num_draws, self.tolerance
-        states, records = fleet.split(run.state), run.records(self.num_restarts)
+        records = run.records(self.num_restarts)
         statuses = [_status(problem, v, r, tolerance) for v, r in zip(verdicts, records, strict=True)]
         late = [_late_multipliers(state, record) for state, record in zip(states, records, strict=True)]
         eta = np.asarray(begin.eta if begin.eta is not None else np.median(late, axis=0), float)
-        found = Candidates(fleet.flows(states), verdicts, statuses)
+        found = Candidates(guides, verdicts, statuses)
         restarts = None
         if self.num_restarts > 1:
             found, restarts = rank(
@@ -243,6 +249,8 @@ class Plan(NamedTuple):
                 "num_components": num_components(begin),
                 "num_mixed": restarts.num_mixed if restarts else 1,
                 "cut_by": cut_by,
+                "nonfinite": problem.nonfinite,
+                "finite_share": float(jnp.exp(fitted.log_share)) if isinstance(fitted, Conditioned) else None,
             },
             seconds=time.perf_counter() - began,
             seed=key_text(self.key),
@@ -357,11 +365,10 @@ def _out_of_reach(problem: Problem, verdict: Verdict, records: EpochRecord, tole
     violation = verdict.violation(problem.target)
     worst = int(np.argmax(np.abs(violation)))
     late = violations(records, problem)[-quarter:, worst]
-    return bool(
-        abs(violation[worst]) > tolerance
-        and moved[worst] * violation[worst] > 0.1
-        and np.all(np.sign(late) == np.sign(late[0]))
-    )
+    # Of a statistic that does not vary the violation is infinite, and no multiplier moves it.
+    with np.errstate(invalid="ignore"):
+        against = moved[worst] * violation[worst]
+    return bool(abs(violation[worst]) > tolerance and against > 0.1 and np.all(np.sign(late) == np.sign(late[0])))
 
 
 def _late_multipliers(state: LoopState, records: EpochRecord | None) -> np.ndarray:

@@ -57,12 +57,17 @@ class Problem(eqx.Module):
         name: Printed and exported; the model's function name by default.
         num_draws: Draws a step that a fit takes unless it is told otherwise; fewer where one simulation is expensive.
         max_steps: Most steps of a fit unless it is told otherwise.
+        nonfinite: What simulations that are not finite mean. ``"refuse"``: they are left out of every mean and counted, and
+            an answer that has any is never called satisfied. ``"condition"``: the question is asked of the parameters whose
+            simulation is finite, and the answer has no others; for models without noise of their own. To give such a
+            simulation a value instead, see `Target`.
 
     Attributes:
         origin: Name and arguments, as JSON, of a problem that `get_problem` built: it can be asked for again.
 
     Raises:
-        ValueError: If the parameters, the base or a target do not fit the model, or a number is not positive.
+        ValueError: If the parameters, the base or a target do not fit the model, a number is not positive, or a model with
+            noise is to be conditioned on finite simulations.
         TypeError: If ``model`` is not callable or ``property`` not an `EmergentProperty`.
     """
 
@@ -73,6 +78,7 @@ class Problem(eqx.Module):
     name: str = eqx.field(static=True)
     num_draws: int = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
+    nonfinite: Literal["refuse", "condition"] = eqx.field(static=True)
     origin: tuple[str, str] | None = eqx.field(static=True, default=None)
 
     def __init__(
@@ -87,6 +93,7 @@ class Problem(eqx.Module):
         name: str | None = None,
         num_draws: int = 500,
         max_steps: int = 2500,
+        nonfinite: Literal["refuse", "condition"] = "refuse",
     ):
         if not callable(model):
             raise TypeError(f"Expected a NumPyro model (a function); got {model!r}, a {type(model).__name__}.")
@@ -96,14 +103,24 @@ class Problem(eqx.Module):
             _check_names(parameters)
         if base not in ("prior", "lebesgue"):
             raise ValueError(f"Expected base 'prior' or 'lebesgue'; got {base!r}.")
+        if nonfinite not in ("refuse", "condition"):
+            raise ValueError(
+                f"Expected nonfinite 'refuse' or 'condition'; got {nonfinite!r}. A value instead is Target(if_nonfinite=...)."
+            )
         if name is not None and not isinstance(name, str):
             raise TypeError(f"Expected name to be a text; got {name!r}.")
         _check_model_arguments(model_args, model_kwargs)
         check_budget(num_draws=num_draws, max_steps=max_steps)
         self.num_draws, self.max_steps = num_draws, max_steps
         self.simulator = Simulator(model, parameters=parameters or (), args=model_args, kwargs=model_kwargs)
+        if nonfinite == "condition" and self.simulator.noise:
+            raise ValueError(
+                "Expected a model without noise of its own for nonfinite='condition': which parameters simulate finitely is a "
+                f"matter of chance with the noise sites {list(self.simulator.noise)}. Give failing simulations a value with "
+                "Target(if_nonfinite=...)."
+            )
         self.property = property
-        self.base = base
+        self.base, self.nonfinite = base, nonfinite
         self.constraints = tuple(property.constraints(self._abstract_sites()))
         self.name = name or str(getattr(model, "__name__", type(model).__name__))
         self.origin = None
@@ -120,8 +137,14 @@ class Problem(eqx.Module):
 
     @builtins.property  # The field of that name hides the decorator from type checkers.
     def differentiable(self) -> bool:
-        """Whether every statistic has a useful gradient; see `statistic`."""
-        return all(target.statistic.differentiable for target in self.property.targets)
+        """Whether every statistic has a useful gradient; see `statistic`.
+
+        Where failing simulations have a value, or no mass, statistics or density jump at their border, which no gradient
+        through the simulator sees.
+        """
+        if self.nonfinite == "condition":
+            return False
+        return all(t.statistic.differentiable and t.if_nonfinite is None for t in self.property.targets)
 
     def evaluate(self, key: Key, unconstrained: Unconstrained) -> Evaluation:
         """Run one draw and measure it. Batch it with ``jax.vmap``."""

@@ -31,9 +31,11 @@ class Target(eqx.Module):
         mean: Wanted mean, in the statistic's unit; a scalar, or an array of the statistic's shape.
         std: Wanted spread around ``mean``, same unit; ``None`` leaves the spread free.
         name: Printed name; the statistic's own by default.
+        if_nonfinite: What stands for the statistic where a simulation gives none that is finite, same unit and shape as
+            ``mean``: the peak of an epidemic that never was, say. By default such a simulation fails, see `Problem`.
 
     Raises:
-        ValueError: If a mean is not finite, or a spread not finite and positive.
+        ValueError: If a mean or ``if_nonfinite`` is not finite, or a spread not finite and positive.
         LookupError: If no plugin registers the named statistic.
         TypeError: If the statistic is none of the three kinds, or lacks a required option.
     """
@@ -41,6 +43,7 @@ class Target(eqx.Module):
     statistic: Statistic
     mean: np.ndarray
     std: np.ndarray | None
+    if_nonfinite: np.ndarray | None
 
     def __init__(
         self,
@@ -49,10 +52,12 @@ class Target(eqx.Module):
         std: Numbers | None = None,
         *,
         name: str | None = None,
+        if_nonfinite: Numbers | None = None,
     ):
         self.statistic = _as_statistic(statistic, name)
         self.mean = _numbers("mean", self.statistic, mean)
         self.std = None if std is None else _numbers("std", self.statistic, std)
+        self.if_nonfinite = None if if_nonfinite is None else _numbers("if_nonfinite", self.statistic, if_nonfinite)
         if self.std is not None and np.any((self.std > 0) & (self.std < SMALLEST)):
             raise ValueError(
                 f"Expected std of {self.statistic.name!r} of at least {SMALLEST:g}, whose square single precision holds; got "
@@ -63,6 +68,11 @@ class Target(eqx.Module):
                 f"Expected std > 0 for {self.statistic.name!r}; got {std}. For a fixed mean and a free spread leave "
                 "std out; a spread of zero would be conditioning, which has no density."
             )
+
+    def value(self, sites: Sites) -> Array:
+        """The statistic of one draw, or what stands for it."""
+        found = self.statistic(sites)
+        return found if self.if_nonfinite is None else jnp.where(jnp.isfinite(found), found, self.if_nonfinite)
 
 
 class Constraint(NamedTuple):
@@ -111,7 +121,7 @@ class EmergentProperty(eqx.Module):
 
     def values(self, sites: Sites) -> dict[str, Array]:
         """Measure every statistic on one draw."""
-        return {target.statistic.name: target.statistic(sites) for target in self.targets}
+        return {target.statistic.name: target.value(sites) for target in self.targets}
 
     def moments(self, values: Mapping[str, Array]) -> Moments:
         """The constrained moments of one draw: every statistic, then every squared deviation from a target mean."""
@@ -130,6 +140,9 @@ class EmergentProperty(eqx.Module):
             ValueError: If a statistic fails on the sites, or a target or label does not fit what it returns.
         """
         shapes = {target.statistic.name: _shape(target.statistic, sites) for target in self.targets}
+        for target in self.targets:
+            if target.if_nonfinite is not None:
+                _fit("if_nonfinite", target, target.if_nonfinite, shapes[target.statistic.name])
         means = [c for target in self.targets for c in _means(target, shapes[target.statistic.name])]
         squares = [
             c

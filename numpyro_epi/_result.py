@@ -288,6 +288,9 @@ class Result(eqx.Module):
             c = self.certificate
             gap = f"{c.gap:.4f} +- {c.standard_error:.4f} nats to the optimum, by {c.ess:.0f} effective draws"
             lines += [("gap", gap), ("", c.verdict)]
+        if settings.get("finite_share") is not None:
+            share = 100 * settings["finite_share"]
+            lines.append(("finite", f"conditioned on finite simulations, {share:.2f} % of the flow's own draws"))
         if v.finite_share < 1:
             lines.append(("finite", f"{100 * v.finite_share:.2f} % of simulations"))
         if self.restarts is not None:

@@ -25,6 +25,7 @@ from ._arviz import (
     write,
 )
 from ._begin import build_flow
+from ._conditioned import finite_test, wrap
 from ._keys import key_from_text
 from ._outcome import STATUS, Certificate, Snapshots, Verdict
 from ._problem import Problem
@@ -82,6 +83,12 @@ def load(path: str | os.PathLike[str], problem: Problem, *, flow: flows.FlowBuil
     _compare(problem, constraints, Path(path))
     settings = json.loads(tree.attrs["settings"])
     built: AbstractDistribution = build_flow(jax.random.key(0), flow, problem.dim, int(settings["num_components"]))
+    if (policy := settings.get("nonfinite", "refuse")) != problem.nonfinite:
+        raise ValueError(
+            f"Expected a result for nonfinite={problem.nonfinite!r}; {Path(path)} holds one for {policy!r}."
+        )
+    if problem.nonfinite == "condition":
+        built = wrap(built, finite_test(problem), 1.0, 1)  # Its share is among the arrays.
     if (count := int(settings.get("num_mixed", 1))) > 1:
         built = flows.mixture([built] * count, np.ones(count))
     certificate = Certificate(**_fields(tree, CERTIFICATE_GROUP)) if CERTIFICATE_GROUP in tree.children else None

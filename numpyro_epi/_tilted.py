@@ -26,7 +26,9 @@ from numpyro.infer.mcmc import MCMCKernel
 
 from ._arguments import check_count
 from ._arviz import SAMPLE_DIMS, _batch, _constant_data, _draw_groups, _root_attributes, to_arviz, to_datatree
+from ._conditioned import unconditioned
 from ._dual import DualSolution
+from ._guide import AutoFlow, parameters_only
 from ._keys import key_from_text
 from ._problem import Problem
 from ._result import Result
@@ -76,7 +78,9 @@ def tilted_model(result: Result, *, num_simulations: int = NUM_SIMULATIONS) -> C
         # Simulations are the factor's own business: no handler outside may see or seed their sites.
         with handlers.block():
             moments = problem.mean_moments(keys, values)
-        numpyro.factor("epi", -eta @ (moments - problem.target))
+        tilt = -eta @ (moments - problem.target)
+        # No mass where the model fails; its NaN must not reach the chains' energies.
+        numpyro.factor("epi", jnp.where(jnp.isfinite(tilt), tilt, -jnp.inf))
 
     return model
 
@@ -216,7 +220,12 @@ def _run_chains(
     result: Result, key: Key, *, num_simulations: int, num_warmup: int, num_samples: int, num_chains: int
 ) -> Sampled:
     start_key, chain_key = jax.random.split(key)
-    guide = result.guide
+    simulator = result.problem.simulator
+    # Only coordinates to move in: where simulations are not finite the tilted density is zero by itself.
+    flow = unconditioned(result.flow)
+    guide = AutoFlow.from_flow(
+        parameters_only(simulator.model, simulator.names), flow, *simulator.args, **simulator.kwargs
+    )
     transform = guide.get_transform(guide.params)
     log_tilted = _log_tilted(result, num_simulations)
 
@@ -261,7 +270,8 @@ def _log_tilted(result: Result, num_simulations: int) -> Callable[[Key, Unconstr
         found = jax.vmap(problem.evaluate, (0, None))(jax.random.split(noise, count), unconstrained)
         slack = (found.moments - problem.target) @ eta
         correction = 0.5 * jnp.var(slack, ddof=1) / count if count > 1 else 0.0
-        return found.log_base[0] - jnp.mean(slack) - correction
+        log_density = found.log_base[0] - jnp.mean(slack) - correction
+        return jnp.where(jnp.all(found.finite), log_density, -jnp.inf)
 
     return log_tilted
 

@@ -16,7 +16,7 @@ PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
     ("_types", "_arguments", "_keys", "_registry", "_html", "_files", "_stop", "_seal", "_inspection"),
     ("statistics", "signals", "multipliers", "flows", "_simulator", "_summits"),
-    ("_property", "_problem", "_guide", "_check"),
+    ("_property", "_problem", "_conditioned", "_guide", "_check"),
     ("objectives", "_outcome", "_responses", "_density", "_result"),
     (
         "_loop",
