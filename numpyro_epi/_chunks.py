@@ -9,7 +9,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ._checkpoint import flatten, unflatten
-from ._loop import EpochRecord, LoopState
+from ._loop import SMALLEST_STEP, EpochRecord, LoopState
 from ._outcome import Verdict
 from ._problem import Problem
 from ._restarts import Fleet
@@ -115,6 +115,8 @@ def run_chunks(
                 if satisfied():
                     break
             is_cut = bool(stop) and len(run.found) < num_chunks
+            if run.found and all(map(given_up, run.found[-1])):
+                break
             if is_cut or len(run.found) >= num_chunks:
                 break
             state, records = run_epochs(run.state)
@@ -125,6 +127,11 @@ def run_chunks(
     if not satisfied() or len(run.found) == num_chunks:
         verdicts = judge(fleet.split(run.state), num_chunks)
     return run, verdicts, is_cut
+
+
+def given_up(records: EpochRecord) -> bool:
+    """Whether the steps diverged until hardly any of them was left."""
+    return bool(np.asarray(records.step_scale)[-1] < SMALLEST_STEP)
 
 
 def violations(records: EpochRecord, problem: Problem) -> np.ndarray:

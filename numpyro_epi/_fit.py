@@ -4,19 +4,23 @@ import math
 import os
 import sys
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from . import flows, starts
+from . import flows, objectives, starts
 from ._arguments import as_number, check_instance, check_optional
 from ._certificate import Known
 from ._checkpoint import Keeper, compare, read
 from ._keys import checked_key, key_from_text
+from ._memory import MEMORY_SHARE, bytes_per_draw, free_memory
 from ._plan import Method, Plan
-from ._problem import Problem, check_budget, get_problem, origin_arguments
+from ._problem import LEAST_DRAWS, Problem, check_budget, get_problem, origin_arguments
 from ._result import Result
 from ._types import Key
 from .multipliers import AbstractMultiplierRule, Natural
@@ -79,6 +83,8 @@ def fit(
         TypeError: If ``problem`` is not a `Problem` or ``key`` not a random key.
         ValueError: If a number is out of range, the flow does not fit the problem, or the checkpoint exists or is being
             written by another run.
+        MemoryError: If a step's draws do not fit, with the number of them that would.
+        RuntimeError: If the device fails while it runs.
     """
     began = time.perf_counter()
     key = checked_key(key)
@@ -93,7 +99,7 @@ def fit(
     check_budget(**budget)
     method = Method(flow, start, objective, rule, optimizer)
     plan = Plan(key, problem, method, **budget, tolerance=tolerance, certify=certify, num_snapshots=num_snapshots)
-    with _keeper(checkpoint, every, new=True) as keeper:
+    with _keeper(checkpoint, every, new=True) as keeper, _explained(plan, checkpoint):
         return plan.run(plan.begin(), None, keeper, began=began, progress=_shows(progress))
 
 
@@ -131,6 +137,8 @@ def resume(
         FileNotFoundError: If there is no checkpoint.
         ValueError: If it is damaged, of another problem, method, version of the format or width of numbers, or belongs to
             a run that is still going on.
+        MemoryError: See `fit`, as for `RuntimeError`.
+        RuntimeError: If the device fails while it runs.
     """
     began = time.perf_counter()
     saved = read(checkpoint)
@@ -141,7 +149,7 @@ def resume(
     method = Method(flow, start, objective, rule, optimizer)
     plan = Plan(key_from_text(about["key"]), problem, method, **about["numbers"])
     compare(saved, plan.about())
-    with _keeper(checkpoint, every, new=False) as keeper:
+    with _keeper(checkpoint, every, new=False) as keeper, _explained(plan, checkpoint):
         eta, known = saved.arrays.get("begin.eta"), about["begin"].get("known")
         begin = starts.Start(
             draws=jnp.asarray(saved.arrays["begin.draws"]),
@@ -156,6 +164,39 @@ def resume(
 
 def _keeper(path: str | os.PathLike[str] | None, every: float, *, new: bool) -> AbstractContextManager[Keeper | None]:
     return nullcontext() if path is None else Keeper(path, every, new=new)
+
+
+@contextmanager
+def _explained(plan: Plan, checkpoint: str | os.PathLike[str] | None) -> Iterator[None]:
+    """What the device refuses or breaks off, in words, with what is left to do."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        has_saved = checkpoint is not None and Path(checkpoint).exists()
+        saved = f" epi.resume({str(checkpoint)!r}) goes on from the last checkpoint." if has_saved else ""
+        if "RESOURCE_EXHAUSTED" in str(error):
+            raise MemoryError(_out_of_memory(plan)) from error
+        first = str(error).strip().splitlines()[0]
+        raise RuntimeError(
+            f"Expected the {jax.default_backend()} to run the model to the end; it failed: {first}.{saved}"
+        ) from error
+
+
+def _out_of_memory(plan: Plan) -> str:
+    objective = objectives.default(plan.problem) if plan.method.objective is None else plan.method.objective
+    each, free = bytes_per_draw(plan.problem, plan.method.flow, objective), free_memory()
+    size = "" if each is None else f" of about {each * plan.num_draws / 1e9:.3g} GB, {each / 1e6:.3g} MB a draw"
+    left = "" if math.isinf(free) else f"; {free / 1e9:.3g} GB are free"
+    message = f"Expected memory for {plan.num_draws} draws a step{size}{left}. "
+    fits = 0 if each is None or math.isinf(free) else int(MEMORY_SHARE * free / each)
+    if fits >= plan.num_draws:
+        return message + "The start or the certificate took it: pass another start, or certify=False."
+    if fits >= LEAST_DRAWS:
+        return message + f"Pass num_draws={fits} or fewer."
+    return message + (
+        "Pass a smaller num_draws, or store less of a simulation: recompute it for the gradient (jax.checkpoint), or do "
+        "without one (objective=objectives.Score())."
+    )
 
 
 def _asked_for_again(origin: list[str] | None, path: str | os.PathLike[str]) -> Problem:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ._process import check_process
 from ._types import Key
 
 
@@ -12,7 +13,9 @@ def checked_key(key: Key) -> Key:
 
     Raises:
         TypeError: If it is no random key.
+        RuntimeError: If this process was forked from one where JAX was running.
     """
+    check_process()
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.shape == ():
         return key
     if isinstance(key, jax.Array) and key.dtype == jnp.uint32 and key.shape == (2,):

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import paramax
 from flowjax.distributions import AbstractDistribution
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._problem import Problem
 from ._types import Key, Metric, Moments, Scalar
@@ -19,6 +19,17 @@ from .multipliers import AbstractMultiplierRule, EpochSummary, shrunk_inverse
 from .objectives import AbstractObjective, Batch, Lagrangian
 
 F = TypeVar("F", bound=AbstractDistribution)
+
+MOST_SKIPPED, LEAST_FINITE = 0.5, 0.5
+"""An epoch diverges where this share of its steps has no finite gradient, or where the share of finite simulations falls to
+this part of what it was."""
+
+LEAP, RELATIVE_LEAP = 100.0, 10.0
+"""And where the median step's loss is so many nats, or times its earlier size, above the epoch before: multipliers that move
+change it by a few."""
+
+SMALLEST_STEP = 2.0**-12
+"""Share of the optimiser's step below which backing off is given up."""
 
 
 class LoopState(NamedTuple):
@@ -34,6 +45,9 @@ class LoopState(NamedTuple):
         remaining: Share of the way from there to the wanted targets that is still to go, 1 to 0.
         key: Key of the next step.
         step: Steps done.
+        step_scale: Share of the optimiser's step that is taken: halved whenever an epoch diverges.
+        loss: Median loss of the last epoch that did not diverge, nats; infinite before the first one.
+        finite_share: Its share of finite simulations.
     """
 
     parameters: PyTree
@@ -44,6 +58,9 @@ class LoopState(NamedTuple):
     remaining: Scalar
     key: Key
     step: Int[Array, ""]
+    step_scale: Scalar
+    loss: Scalar
+    finite_share: Scalar
 
 
 class EpochRecord(NamedTuple):
@@ -62,6 +79,8 @@ class EpochRecord(NamedTuple):
         skipped: Steps left out because their gradient was not finite.
         slack_variance: Variance of ``log q - log base + eta . T``, nats^2; zero at the optimum of a noiseless problem.
         remaining: Share of the way of the annealed targets still to go, 1 to 0.
+        step_scale: Share of the optimiser's step that was taken.
+        diverged: 1 where the epoch diverged, so that the run went back to where it began, with half the step; else 0.
     """
 
     step: Int[Array, ""]
@@ -76,6 +95,8 @@ class EpochRecord(NamedTuple):
     skipped: Int[Array, ""]
     slack_variance: Scalar
     remaining: Scalar
+    step_scale: Scalar
+    diverged: Int[Array, ""]
 
 
 class Loop(eqx.Module):
@@ -122,13 +143,14 @@ class Loop(eqx.Module):
         return jnp.maximum(state.remaining - pace, 0.0).astype(state.remaining.dtype)
 
     def epoch(self, state: LoopState) -> tuple[LoopState, EpochRecord]:
-        """Optimiser steps at fixed multipliers, then the rule's update."""
-        target = self.target(state)
+        """Optimiser steps at fixed multipliers, then the rule's update; nothing but half the step size if they diverge."""
+        target, before = self.target(state), state
         lagrangian = Lagrangian(state.rule.eta, state.rule.metric, target)
         state, steps = jax.lax.scan(
             lambda carry, _: self._step(carry, lagrangian), state, None, length=self.rule.steps_per_epoch
         )
         summary = _summarise(steps, self.num_draws)
+        diverged = _diverged(before, steps)
         record = EpochRecord(
             step=state.step,
             loss=jnp.mean(steps.loss),
@@ -142,9 +164,18 @@ class Loop(eqx.Module):
             skipped=jnp.sum(steps.skipped),
             slack_variance=jnp.mean(steps.slack_variance),
             remaining=state.remaining,
+            step_scale=before.step_scale,
+            diverged=diverged.astype(int),
         )
-        remaining = self._anneal(state, summary.covariance)
-        return state._replace(rule=self.rule.update(state.rule, summary), remaining=remaining), record
+        after = state._replace(
+            rule=self.rule.update(state.rule, summary),
+            remaining=self._anneal(state, summary.covariance),
+            loss=jnp.median(steps.loss),
+            finite_share=jnp.mean(steps.finite_share),
+        )
+        # The noise goes on, or the same draws would do the same again.
+        back = before._replace(key=state.key, step=state.step, step_scale=0.5 * before.step_scale)
+        return jax.tree.map(lambda a, b: jnp.where(diverged, a, b), back, after), record
 
     def _step(self, state: LoopState, lagrangian: Lagrangian) -> tuple[LoopState, "StepRecord"]:
         key, batch_key = jax.random.split(state.key)
@@ -158,6 +189,7 @@ class Loop(eqx.Module):
         usable = jnp.isfinite(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(gradient)))
         gradient = jax.tree.map(lambda leaf: jnp.where(usable, leaf, 0.0), gradient)
         updates, optimizer = self.optimizer.update(gradient, state.optimizer, state.parameters)
+        updates = jax.tree.map(lambda leaf: leaf * state.step_scale.astype(leaf.dtype), updates)
         parameters = optax.apply_updates(state.parameters, updates)
         # An average over all steps so far at first.
         share = 1.0 / jnp.minimum(state.step + 1, self.memory)
@@ -257,6 +289,21 @@ def _record_step(loss: Scalar, batch: Batch, lagrangian: Lagrangian, usable: Arr
         skipped=1 - usable.astype(int),
         slack_variance=covariance[-1, -1],
     )
+
+
+def _diverged(before: LoopState, steps: StepRecord) -> Bool[Array, ""]:
+    """Whether an epoch left what it began with for good: numbers that are no numbers, or a loss out of all proportion."""
+    is_first = jnp.isinf(before.loss)
+    share = jnp.where(is_first, steps.finite_share[0], before.finite_share)
+    loss = jnp.where(is_first, steps.loss[0], before.loss)
+    loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf)
+    skipped = jnp.mean((steps.skipped > 0) | ~jnp.isfinite(steps.loss)) > MOST_SKIPPED
+    lost = jnp.mean(steps.finite_share) < LEAST_FINITE * share
+    # Of the last steps too: an explosion at the end must not be where the next epoch begins.
+    late = jnp.median(steps.loss[-(1 + len(steps.loss) // 5) :])
+    far = jnp.maximum(jnp.median(steps.loss) - loss, jnp.abs(late - loss) - jnp.maximum(loss - LEAP, 0.0))
+    leapt = far > LEAP + RELATIVE_LEAP * jnp.abs(loss)
+    return skipped | lost | leapt
 
 
 def _summarise(steps: StepRecord, num_draws: int) -> EpochSummary:

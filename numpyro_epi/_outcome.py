@@ -25,12 +25,17 @@ class STATUS(enum.Enum):
     )
     infeasible = (
         "The multipliers grow without end while the violation stays: no distribution over these parameters seems to have "
-        "this property. Widen a spread, move a target, or widen the prior."
+        "this property. Widen a spread, move a target, or widen the prior. With an optimiser of your own, lower its learning "
+        "rate first."
     )
     nonfinite_draws = (
         "Some simulations are not finite, and the statistics' means leave them out. Narrow the prior, make the simulator "
         "finite there, give them a value (Target(if_nonfinite=...)), or ask of finite ones alone "
         "(Problem(nonfinite='condition'))."
+    )
+    diverged = (
+        "The steps led away from every answer, however much they were shortened, so the run stopped early. Give a smaller "
+        "learning rate (optimizer), or find where the gradients explode: problem.check(key)."
     )
     interrupted = "A signal stopped the run: the answer is as far as it came. epi.resume goes on from its checkpoint."
     nonfinite = (

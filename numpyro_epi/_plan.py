@@ -15,7 +15,7 @@ from . import _optimizer, flows, objectives, starts
 from ._begin import begin_flow, num_components
 from ._certificate import Known, assess, assess_by_draws, cost
 from ._checkpoint import Keeper, Saved, describe
-from ._chunks import NUM_CHUNKS, Chunks, run_chunks, violations
+from ._chunks import NUM_CHUNKS, Chunks, given_up, run_chunks, violations
 from ._conditioned import Conditioned, conditioner
 from ._fresh import measure
 from ._keys import key_text
@@ -293,6 +293,9 @@ class _Settings(NamedTuple):
             remaining=jnp.asarray(1.0 if self.anneal_steps else 0.0, float),
             key=keys[4],
             step=jnp.zeros((), int),
+            step_scale=jnp.ones((), float),
+            loss=jnp.full((), jnp.inf, float),
+            finite_share=jnp.asarray(finite_share, float),
         )
         loop = Loop(
             self.problem,
@@ -347,6 +350,8 @@ def _begin_rule(rule: AbstractMultiplierRule, key: Key, covariance: Metric, eta:
 def _status(problem: Problem, verdict: Verdict, records: EpochRecord | None, tolerance: float) -> STATUS:
     if records is None or not (np.isfinite(verdict.entropy) and np.all(np.isfinite(verdict.mean))):
         return STATUS.nonfinite
+    if given_up(records):
+        return STATUS.diverged
     if np.all(verdict.satisfies(problem.target, tolerance)):
         return STATUS.satisfied if verdict.finite_share == 1.0 else STATUS.nonfinite_draws
     return STATUS.infeasible if _out_of_reach(problem, verdict, records, tolerance) else STATUS.unsatisfied

@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool
 from ._arguments import check_count
 from ._html import escape, table
 from ._keys import checked_key
+from ._process import check_process
 from ._property import Constraint, EmergentProperty
 from ._registry import Provider, Registry
 from ._simulator import Simulator
@@ -22,6 +23,9 @@ from ._types import AbstractSites, Key, Moments, Scalar, Sites, Unconstrained
 
 if TYPE_CHECKING:
     from ._check import CheckReport
+
+LEAST_DRAWS = 4
+"""Of one step: halves of two draws each."""
 
 
 class Evaluation(NamedTuple):
@@ -95,6 +99,7 @@ class Problem(eqx.Module):
         max_steps: int = 2500,
         nonfinite: Literal["refuse", "condition"] = "refuse",
     ):
+        check_process()
         if not callable(model):
             raise TypeError(f"Expected a NumPyro model (a function); got {model!r}, a {type(model).__name__}.")
         if not isinstance(property, EmergentProperty):
@@ -191,7 +196,7 @@ def check_budget(*, num_draws: int, max_steps: int, num_restarts: int = 1) -> No
     Raises:
         ValueError: If a number is no integer, or out of range.
     """
-    check_count("num_draws", num_draws, 4)
+    check_count("num_draws", num_draws, LEAST_DRAWS)
     check_count("max_steps", max_steps)
     check_count("num_restarts", num_restarts)
 

@@ -1,8 +1,6 @@
 """Several fits at once: one compiled program, a ranking that no lost mode can win, and a mixture of what was found."""
 
 import dataclasses
-import math
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,12 +15,10 @@ from jaxtyping import Array, Float, PyTree
 from . import flows
 from ._fresh import measure
 from ._loop import EpochRecord, Loop, LoopState, combine
+from ._memory import MEMORY_SHARE, free_memory
 from ._outcome import STATUS, Restarts, Verdict
 from ._problem import Problem
 from ._types import Draws, Key
-
-MEMORY_SHARE = 0.5
-"""Share of the memory that is free which the restarts' program may take for its temporaries."""
 
 CLOSE_ENOUGH = 0.05
 """How far below the best restart one may be, nats, and be chosen for having the property where the best has not."""
@@ -77,7 +73,7 @@ class Fleet(eqx.Module):
             # Equinox hides the method behind the function's own type.
             compiled = _run_many.lower(fleet, states, num_epochs).compile()  # type: ignore[attr-defined]
             used = compiled.compiled.memory_analysis()
-            if fleet.at_once == 1 or used is None or used.temp_size_in_bytes <= MEMORY_SHARE * _free_memory():
+            if fleet.at_once == 1 or used is None or used.temp_size_in_bytes <= MEMORY_SHARE * free_memory():
                 return lambda states: compiled(fleet, states, num_epochs)
             fleet = dataclasses.replace(fleet, at_once=(fleet.at_once + 1) // 2)
 
@@ -202,14 +198,3 @@ def _stack(trees: list) -> Any:
     """Stack the arrays; everything else is the first tree's."""
     arrays, rest = zip(*(eqx.partition(tree, eqx.is_array) for tree in trees), strict=True)
     return eqx.combine(jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays), rest[0])
-
-
-def _free_memory() -> float:
-    """Bytes: of the accelerator where it says, else of the host."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return float(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):  # Not on this system: no limit is known.
-        return math.inf

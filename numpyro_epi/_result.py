@@ -293,6 +293,13 @@ class Result(eqx.Module):
             lines.append(("finite", f"conditioned on finite simulations, {share:.2f} % of the flow's own draws"))
         if v.finite_share < 1:
             lines.append(("finite", f"{100 * v.finite_share:.2f} % of simulations"))
+        skipped, diverged = (int(np.sum(self.records.get(name, 0))) for name in ("skipped", "diverged"))
+        if skipped:
+            lines.append(("skipped", f"{skipped} of {settings['steps']} steps, whose gradient was not finite"))
+        if diverged:
+            lines.append(
+                ("steps", f"halved {diverged} times, since an epoch diverged: a lower learning rate would do better")
+            )
         if self.restarts is not None:
             lines.append(("restarts", str(self.restarts)))
         lines.append(("start", settings["start_message"]))

@@ -1,6 +1,9 @@
 """One key gives one answer: again, with a progress bar, in a thread, in another process, and while JAX looks for NaN."""
 
 import multiprocessing
+import os
+import subprocess
+import sys
 import threading
 
 import jax
@@ -10,6 +13,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_epi as epi
+from numpyro_epi import _chunks
 
 OPTIONS = {
     "flow": epi.flows.Elementwise(1),
@@ -73,6 +77,67 @@ def test_while_jax_looks_for_nan(first):
 def test_in_another_process(first):
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         np.testing.assert_array_equal(pool.apply(answer), first)
+
+
+@pytest.mark.slow
+def test_without_compilation():
+    """The same program operation by operation: equal up to rounding, which compiled code does in another order."""
+    few = {**OPTIONS, "max_steps": 2, "num_draws": 4, "start": epi.starts.Gaussian(num_draws=8)}
+    compiled = epi.fit(jax.random.key(0), PROBLEM, progress=False, **few)
+    with jax.disable_jit():
+        eager = epi.fit(jax.random.key(0), PROBLEM, progress=False, **few)
+    np.testing.assert_allclose(eager.eta, compiled.eta, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(eager.records["loss"], compiled.records["loss"], rtol=1e-3, atol=1e-4)
+
+
+def test_size_of_a_chunk_changes_nothing(monkeypatch):
+    """Only where a run looks at itself: the flow, the multipliers and the history go on as they would."""
+
+    def run(chunks):
+        monkeypatch.setattr(_chunks, "NUM_CHUNKS", chunks)
+        return epi.fit(jax.random.key(0), PROBLEM, progress=False, **OPTIONS)
+
+    one, three = run(1), run(3)
+    for name in one.records:
+        np.testing.assert_array_equal(one.records[name], three.records[name])
+    for first, second in zip(jax.tree.leaves(one.flow), jax.tree.leaves(three.flow), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+FORKING = """
+import multiprocessing
+import jax, numpyro, numpyro.distributions as dist
+import numpyro_epi as epi
+
+def model():
+    numpyro.sample("z", dist.Normal())
+
+def problem():
+    return epi.Problem(model, epi.EmergentProperty(epi.Target(lambda sites: sites["z"], mean=0.5, name="z")))
+
+def work(_):
+    return float(epi.solve_dual(jax.random.key(0), problem(), method="reweight").eta[0])
+
+context = multiprocessing.get_context("fork")
+with context.Pool(1) as pool:
+    print("before", pool.apply(work, (0,)))
+print("here", work(0))
+with context.Pool(1) as pool:
+    try:
+        pool.apply(work, (0,))
+    except RuntimeError as error:
+        print("after", error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_in_a_forked_worker():
+    """A parent that has run nothing yet may fork; afterwards a fork, which would wait for JAX for good, is refused."""
+    done = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    before, here, after = (line.partition(" ")[2] for line in done.stdout.splitlines())
+    assert before == here
+    assert after.startswith("Expected a process of its own; this one was forked from process ")
 
 
 def in_double_precision():

@@ -14,7 +14,7 @@ import numpyro_epi
 
 PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
-    ("_types", "_arguments", "_keys", "_registry", "_html", "_files", "_stop", "_seal", "_inspection"),
+    ("_types", "_arguments", "_process", "_keys", "_registry", "_html", "_files", "_stop", "_seal", "_inspection"),
     ("statistics", "signals", "multipliers", "flows", "_simulator", "_summits"),
     ("_property", "_problem", "_conditioned", "_guide", "_check"),
     ("objectives", "_outcome", "_responses", "_density", "_result"),
@@ -30,6 +30,7 @@ LAYERS = (
         "starts",
         "_optimizer",
         "_begin",
+        "_memory",
         "_restarts",
         "_checkpoint",
         "_snapshots",
