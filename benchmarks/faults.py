@@ -25,6 +25,8 @@ from typing import NamedTuple
 import numpy as np
 from _table import write_row
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
 HEADER = ("fault", "tried", "survived", "lost (s)", "wrong", "what was seen")
 MAX_STEPS = 3000
 
@@ -57,6 +59,14 @@ def main() -> None:
             "result file cut off or one bit turned": lambda: bench.damaged_result(arguments.flips),
             "files may not grow (a full disk)": bench.full_disk,
             "two runs at one checkpoint": bench.two_at_once,
+            "0.1, 10, 90 % of simulations fail, conditioned": lambda: failing("condition"),
+            "0.1, 10, 90 % of simulations fail, a value instead": lambda: failing("replace"),
+            "10, 90 % of simulations fail, refused": refused,
+            "all simulations fail, by each policy": all_failing,
+            "steps 150 and 500 times too long": too_long,
+            "a batch that does not fit": too_large,
+            "the device fails, then resumed": lambda: device_lost(bench.folder),
+            "a worker forked from a running process": forked,
         }
         write_row(table, HEADER)
         write_row(table, ("---",) * len(HEADER))
@@ -212,6 +222,138 @@ class Bench:
         right = first.returncode == 0 and self.is_right("shared")
         refused = second.returncode == 1 and "Expected a checkpoint that no run is writing" in said
         return Outcome(2, int(right) + int(refused), np.nan, int(not right), "the second is refused at once")
+
+
+def failing(policy: str) -> Outcome:
+    """Fits by the defaults, where the border of failure cuts through the property, against quadrature."""
+    import jax
+    from failing import exact_answer, failing_problem
+
+    import numpyro_epi as epi
+
+    right, seen = 0, []
+    for share in (0.001, 0.1, 0.9):
+        found = epi.fit(jax.random.key(0), failing_problem(share, policy), progress=False)
+        exact = exact_answer(share, policy)
+        off = np.max(np.abs(found.eta - exact.eta)) / np.max(np.abs(exact.eta))
+        right += found.satisfied and off < 0.08 and abs(found.entropy - exact.entropy) < 0.06
+        seen.append(
+            f"{found.status_name}, entropy {found.entropy - exact.entropy:+.3f} nats, multipliers {off:.1%} off"
+        )
+    return Outcome(3, right, np.nan, 3 - right, "; ".join(seen))
+
+
+def refused() -> Outcome:
+    """Failures that nothing was said about, which the property does not lead away from."""
+    import jax
+    from failing import failing_problem
+
+    import numpyro_epi as epi
+
+    found = [
+        epi.fit(jax.random.key(0), failing_problem(share, "refuse", correlated=False), progress=False)
+        for share in (0.1, 0.9)
+    ]
+    wrong = sum(one.satisfied for one in found)
+    return Outcome(2, 2 - wrong, np.nan, wrong, ", ".join(one.status_name for one in found))
+
+
+def all_failing() -> Outcome:
+    """No simulation is finite."""
+    import jax
+    from failing import failing_problem
+
+    import numpyro_epi as epi
+
+    names = []
+    for policy in ("refuse", "condition", "replace"):
+        found = epi.fit(jax.random.key(0), failing_problem(1.0, policy), start=epi.starts.Gaussian(), progress=False)
+        names.append(found.status_name)
+    wrong = names.count("satisfied")
+    return Outcome(3, 3 - wrong, np.nan, wrong, ", ".join(names))
+
+
+def too_long() -> Outcome:
+    """Adam with the learning rates of another problem."""
+    import jax
+    import optax
+    from failing import failing_problem
+
+    import numpyro_epi as epi
+
+    seen, well = [], 0
+    for rate in (0.3, 1.0):
+        problem = failing_problem(0.001, "condition")
+        found = epi.fit(
+            jax.random.key(0), problem, start=epi.starts.Gaussian(), optimizer=optax.adam(rate), progress=False
+        )
+        halved = int(found.records["diverged"].sum())
+        well += bool(np.isfinite(found.entropy))
+        seen.append(f"rate {rate}: {found.status_name}, steps halved {halved} times")
+    return Outcome(2, well, np.nan, 0, "; ".join(seen))
+
+
+def too_large() -> Outcome:
+    """More draws a step than any memory holds."""
+    import jax
+    from failing import failing_problem
+
+    import numpyro_epi as epi
+
+    try:
+        epi.fit(
+            jax.random.key(0),
+            failing_problem(0.1, "refuse"),
+            start=epi.starts.Gaussian(),
+            num_draws=10**9,
+            max_steps=1,
+        )
+    except MemoryError as error:
+        return Outcome(1, 1, np.nan, 0, str(error))
+    return Outcome(1, 0, np.nan, 1, "it ran")
+
+
+def device_lost(folder: Path) -> Outcome:
+    """The device's own error in the middle of the loop."""
+    import jax
+    from failing import failing_problem
+
+    import numpyro_epi as epi
+    from numpyro_epi import _loop
+
+    path, problem, run, calls = folder / "lost.ckpt", failing_problem(0.1, "condition"), _loop.Loop.run_epochs, []
+    options = {"start": epi.starts.Gaussian(), "progress": False}
+    whole = epi.fit(jax.random.key(0), problem, max_steps=500, **options)
+
+    def breaks(self, state, num_epochs):
+        calls.append(num_epochs)
+        if len(calls) == 4:
+            raise jax.errors.JaxRuntimeError("INTERNAL: device lost")
+        return run(self, state, num_epochs)
+
+    _loop.Loop.run_epochs = breaks
+    try:
+        epi.fit(jax.random.key(0), problem, max_steps=500, checkpoint=path, every=0.0, **options)
+        said = "nothing"
+    except RuntimeError as error:
+        said = str(error).replace(str(folder), "...")
+    finally:
+        _loop.Loop.run_epochs = run
+    resumed = epi.resume(path, problem, **options)
+    right = np.array_equal(resumed.eta, whole.eta) and resumed.entropy == whole.entropy
+    return Outcome(1, int(right), np.nan, int(not right), said)
+
+
+def forked() -> Outcome:
+    """Work in a child of a process where JAX is running."""
+    import multiprocessing
+
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        try:
+            pool.apply(all_failing)
+        except RuntimeError as error:
+            return Outcome(1, 1, np.nan, 0, str(error).partition(";")[0])
+    return Outcome(1, 0, np.nan, 1, "it ran")
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -28,6 +28,10 @@ LEAP, RELATIVE_LEAP = 100.0, 10.0
 """And where the median step's loss is so many nats, or times its earlier size, above the epoch before: multipliers that move
 change it by a few."""
 
+SETBACKS, YOUNG, LAST_SETBACKS = 3, 20, 6
+"""Epochs in a row that diverge, after which what they went back to is no good either: a run of no more than so many good epochs
+begins anew; after still more of them any run does."""
+
 SMALLEST_STEP = 2.0**-12
 """Share of the optimiser's step below which backing off is given up."""
 
@@ -48,6 +52,9 @@ class LoopState(NamedTuple):
         step_scale: Share of the optimiser's step that is taken: halved whenever an epoch diverges.
         loss: Median loss of the last epoch that did not diverge, nats; infinite before the first one.
         finite_share: Its share of finite simulations.
+        setbacks: Epochs in a row that diverged.
+        held: Epochs that did not diverge, since the run began or began anew.
+        origin: Where it began: parameters, their average, optimiser and rule.
     """
 
     parameters: PyTree
@@ -61,6 +68,9 @@ class LoopState(NamedTuple):
     step_scale: Scalar
     loss: Scalar
     finite_share: Scalar
+    setbacks: Int[Array, ""]
+    held: Int[Array, ""]
+    origin: tuple[PyTree, PyTree, PyTree, Any]
 
 
 class EpochRecord(NamedTuple):
@@ -172,10 +182,10 @@ class Loop(eqx.Module):
             remaining=self._anneal(state, summary.covariance),
             loss=jnp.median(steps.loss),
             finite_share=jnp.mean(steps.finite_share),
+            setbacks=jnp.zeros_like(before.setbacks),
+            held=before.held + 1,
         )
-        # The noise goes on, or the same draws would do the same again.
-        back = before._replace(key=state.key, step=state.step, step_scale=0.5 * before.step_scale)
-        return jax.tree.map(lambda a, b: jnp.where(diverged, a, b), back, after), record
+        return _choose(diverged, _set_back(before, state), after), record
 
     def _step(self, state: LoopState, lagrangian: Lagrangian) -> tuple[LoopState, "StepRecord"]:
         key, batch_key = jax.random.split(state.key)
@@ -289,6 +299,30 @@ def _record_step(loss: Scalar, batch: Batch, lagrangian: Lagrangian, usable: Arr
         skipped=1 - usable.astype(int),
         slack_variance=covariance[-1, -1],
     )
+
+
+def _set_back(before: LoopState, state: LoopState) -> LoopState:
+    """Where an epoch began, or the run, with half the step. The noise goes on, or the same draws would do the same again."""
+    back = before._replace(
+        key=state.key, step=state.step, step_scale=0.5 * before.step_scale, setbacks=before.setbacks + 1
+    )
+    parameters, averaged, optimizer, rule = before.origin
+    anew = back._replace(
+        parameters=parameters,
+        averaged=averaged,
+        optimizer=optimizer,
+        rule=rule,
+        loss=jnp.full_like(back.loss, jnp.inf),
+        remaining=jnp.ceil(back.remaining),
+        held=jnp.zeros_like(back.held),
+        setbacks=jnp.zeros_like(back.setbacks),
+    )
+    hopeless = (back.setbacks >= SETBACKS) & (back.held <= YOUNG) | (back.setbacks >= LAST_SETBACKS)
+    return _choose(hopeless, anew, back)
+
+
+def _choose(condition: Bool[Array, ""], one: LoopState, other: LoopState) -> LoopState:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), one, other)
 
 
 def _diverged(before: LoopState, steps: StepRecord) -> Bool[Array, ""]:

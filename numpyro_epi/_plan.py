@@ -284,11 +284,10 @@ class _Settings(NamedTuple):
         if not is_known:
             first = measure(self.problem, flow, keys[2], START_BATCHES, self.num_draws)
             mean, covariance, finite_share = first.mean, first.covariance, first.finite_share
+        rule = _begin_rule(self.rule, keys[3], jnp.asarray(covariance, float), begin.eta)
+        origin = parameters, parameters, self.optimizer.init(parameters), rule
         state = LoopState(
-            parameters=parameters,
-            averaged=parameters,
-            optimizer=self.optimizer.init(parameters),
-            rule=_begin_rule(self.rule, keys[3], jnp.asarray(covariance, float), begin.eta),
+            *origin,
             start_moments=jnp.asarray(mean, float),
             remaining=jnp.asarray(1.0 if self.anneal_steps else 0.0, float),
             key=keys[4],
@@ -296,6 +295,9 @@ class _Settings(NamedTuple):
             step_scale=jnp.ones((), float),
             loss=jnp.full((), jnp.inf, float),
             finite_share=jnp.asarray(finite_share, float),
+            setbacks=jnp.zeros((), int),
+            held=jnp.zeros((), int),
+            origin=origin,
         )
         loop = Loop(
             self.problem,

@@ -1,87 +1,17 @@
 """Simulations that are not finite: refused, given a value, or conditioned away, against quadrature over the plane."""
 
-from functools import partial
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
-import scipy.optimize
-import scipy.stats
+from failing import Exact, border, exact_answer, failing_problem
 
 import numpyro_epi as epi
 
-MEAN, STD, INSTEAD = 2.0, 0.5, 0.0
-"""Wanted of the statistic, and what stands for it where it fails."""
-
 LIGHT = epi.flows.Elementwise(num_stages=1, transformer=epi.flows.affine())
 """Compiles quickly."""
-
-GRID = np.linspace(-7.0, 7.0, 1401)
-
-
-def _plane(border: float, *, correlated: bool) -> None:
-    """Fails beyond a border that the statistic's own gradient crosses, or that only the other parameter decides."""
-    z = numpyro.sample("z", dist.Normal().expand([2]).to_event(1))
-    fails = (z[0] + z[1] / 2 < border) if correlated else (z[1] < border)
-    numpyro.deterministic("bent", jnp.where(fails, jnp.nan, z[0] + 0.3 * z[1] ** 2))
-
-
-def _border(failing: float, *, correlated: bool) -> float:
-    """Where this share of the prior fails."""
-    return float((np.sqrt(1.25) if correlated else 1.0) * scipy.stats.norm.ppf(failing))
-
-
-def _problem(failing: float, policy: str, *, correlated: bool = True) -> epi.Problem:
-    def bent(sites):
-        return sites["bent"]
-
-    target = epi.Target(bent, mean=MEAN, std=STD, if_nonfinite=INSTEAD if policy == "replace" else None)
-    return epi.Problem(
-        partial(_plane, _border(failing, correlated=correlated), correlated=correlated),
-        epi.EmergentProperty(target),
-        nonfinite="condition" if policy == "condition" else "refuse",
-        name=f"plane of which {failing:g} fails",
-    )
-
-
-class Exact(NamedTuple):
-    eta: np.ndarray
-    entropy: float
-    log_normalizer: float
-    mean: np.ndarray
-
-
-def _exact(failing: float, policy: str, *, correlated: bool = True) -> Exact:
-    """By quadrature on a grid, and SciPy's minimum of the dual."""
-    first, second = np.meshgrid(GRID, GRID, indexing="ij")
-    border = _border(failing, correlated=correlated)
-    fails = (first + second / 2 < border) if correlated else (second < border)
-    log_base = scipy.stats.norm.logpdf(first) + scipy.stats.norm.logpdf(second)
-    bent = np.where(fails, INSTEAD, first + 0.3 * second**2)
-    if policy == "condition":
-        log_base = np.where(fails, -np.inf, log_base)
-    moments = np.stack([bent - MEAN, (bent - MEAN) ** 2 - STD**2])
-    area = (GRID[1] - GRID[0]) ** 2
-
-    def tilted(eta: np.ndarray) -> tuple[float, np.ndarray]:
-        exponent = log_base - np.tensordot(eta, moments, 1)
-        top = exponent.max()
-        total = np.exp(exponent - top).sum() * area
-        return top + np.log(total), np.exp(exponent - top) * area / total
-
-    def dual(eta: np.ndarray) -> tuple[float, np.ndarray]:
-        value, weight = tilted(eta)
-        return value, -np.tensordot(moments, weight, 2)
-
-    found = scipy.optimize.minimize(dual, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-10})
-    value, weight = tilted(found.x)
-    used = weight > 0
-    entropy = -np.sum(weight[used] * np.log(weight[used] / area))
-    return Exact(found.x, float(entropy), value, np.array([np.sum(weight * first), np.sum(weight * second)]))
 
 
 def _assert_exact(found: epi.Result, exact: Exact) -> None:
@@ -108,7 +38,7 @@ def _assert_exact(found: epi.Result, exact: Exact) -> None:
     ],
 )
 def test_dual_is_that_of_finite_simulations(failing: float, method: str):
-    problem, exact = _problem(failing, "condition"), _exact(failing, "condition")
+    problem, exact = failing_problem(failing, "condition"), exact_answer(failing, "condition")
     settings = epi.ChainSettings(num_chains=256, num_updates=80) if method == "chains" else None
     found = epi.solve_dual(jax.random.key(1), problem, method=method, settings=settings)
     assert found.satisfied
@@ -122,7 +52,7 @@ def test_dual_is_that_of_finite_simulations(failing: float, method: str):
 
 @pytest.mark.parametrize("failing", [0.1, 0.9])
 def test_dual_with_a_value_instead(failing: float):
-    problem, exact = _problem(failing, "replace"), _exact(failing, "replace")
+    problem, exact = failing_problem(failing, "replace"), exact_answer(failing, "replace")
     found = epi.solve_dual(jax.random.key(2), problem, method="adaptive")
     assert found.satisfied
     np.testing.assert_array_less(np.abs(found.eta - exact.eta), 4.5 * found.standard_error + 0.01)
@@ -133,8 +63,8 @@ def test_dual_with_a_value_instead(failing: float):
 @pytest.mark.parametrize("correlated", [True, False])
 @pytest.mark.parametrize("failing", [0.001, 0.1, 0.9])
 def test_fit_conditions_on_finite_simulations(failing: float, correlated: bool):
-    found = epi.fit(jax.random.key(3), _problem(failing, "condition", correlated=correlated), progress=False)
-    _assert_exact(found, _exact(failing, "condition", correlated=correlated))
+    found = epi.fit(jax.random.key(3), failing_problem(failing, "condition", correlated=correlated), progress=False)
+    _assert_exact(found, exact_answer(failing, "condition", correlated=correlated))
     assert found.certificate.gap < 0.05
     assert np.all(np.isfinite(found.statistics(jax.random.key(4), 500)["bent"]))
 
@@ -142,14 +72,17 @@ def test_fit_conditions_on_finite_simulations(failing: float, correlated: bool):
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0.001, 0.1, 0.9])
 def test_fit_with_a_value_instead(failing: float):
-    _assert_exact(epi.fit(jax.random.key(3), _problem(failing, "replace"), progress=False), _exact(failing, "replace"))
+    _assert_exact(
+        epi.fit(jax.random.key(3), failing_problem(failing, "replace"), progress=False),
+        exact_answer(failing, "replace"),
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("failing", [0.1, 0.9])
 def test_refused_failures_are_never_satisfied(failing: float):
     # The flow is free to leave the region: then nothing fails, and the answer may be satisfied.
-    found = epi.fit(jax.random.key(3), _problem(failing, "refuse", correlated=False), progress=False)
+    found = epi.fit(jax.random.key(3), failing_problem(failing, "refuse", correlated=False), progress=False)
     assert found.verdict.finite_share < 1.0
     assert not found.satisfied
 
@@ -158,7 +91,7 @@ def test_refused_failures_are_never_satisfied(failing: float):
 def conditioned() -> epi.Result:
     return epi.fit(
         jax.random.key(0),
-        _problem(0.5, "condition", correlated=False),
+        failing_problem(0.5, "condition", correlated=False),
         start=epi.starts.Gaussian(),
         num_draws=200,
         max_steps=150,
@@ -196,13 +129,18 @@ def test_conditioned_answer_is_saved_and_exported(conditioned: epi.Result, tmp_p
     tree = epi.read_arviz(tmp_path / "half.nc")
     assert np.all(tree["posterior"]["z"].values[..., 1] >= 0.0)
     with pytest.raises(ValueError, match="nonfinite='refuse'; .* holds one for 'condition'"):
-        epi.load(tmp_path / "half.nc", _problem(0.5, "refuse", correlated=False))
+        epi.load(tmp_path / "half.nc", failing_problem(0.5, "refuse", correlated=False))
 
 
 @pytest.mark.parametrize("policy", ["refuse", "condition"])
 def test_nothing_is_finite(policy: str):
     found = epi.fit(
-        jax.random.key(0), _problem(1.0, policy), start=epi.starts.Gaussian(), max_steps=50, flow=LIGHT, progress=False
+        jax.random.key(0),
+        failing_problem(1.0, policy),
+        start=epi.starts.Gaussian(),
+        max_steps=50,
+        flow=LIGHT,
+        progress=False,
     )
     assert found.status is epi.STATUS.nonfinite
     assert not np.isfinite(found.entropy)
@@ -211,7 +149,7 @@ def test_nothing_is_finite(policy: str):
 def test_nothing_but_the_value_instead():
     found = epi.fit(
         jax.random.key(0),
-        _problem(1.0, "replace"),
+        failing_problem(1.0, "replace"),
         start=epi.starts.Gaussian(),
         max_steps=300,
         flow=LIGHT,
@@ -224,7 +162,7 @@ def test_nothing_but_the_value_instead():
 def test_restarts_may_be_mixed():
     found = epi.fit(
         jax.random.key(0),
-        _problem(0.3, "condition", correlated=False),
+        failing_problem(0.3, "condition", correlated=False),
         start=epi.starts.Gaussian(),
         num_draws=100,
         max_steps=50,
@@ -235,7 +173,7 @@ def test_restarts_may_be_mixed():
     mixed = epi.flows.mixture(found.restarts.flows, np.ones(2))
     draws, log_q = mixed.sample_and_log_prob(jax.random.key(0), (50,))
     np.testing.assert_allclose(mixed.log_prob(draws), log_q, rtol=1e-4)
-    assert jnp.all(draws[:, 1] >= _border(0.3, correlated=False))
+    assert jnp.all(draws[:, 1] >= border(0.3, correlated=False))
 
 
 def test_what_cannot_be_conditioned_is_refused():
