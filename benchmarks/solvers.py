@@ -6,10 +6,10 @@ One evaluation is the mean moments of the problem's own number of prior draws, w
 turns in one process, each with its own compiled program; medians of seconds of processor time count, since others use the machine
 too. "MB" is what the compiled program asks for beside its arguments. Ratios are to the solver that the model uses.
 
-Models with a scan: the same step is taken by ``diffrax.Euler`` with ``diffrax.StepTo``, noise included, so that the moments may
-differ by rounding only: the error is their difference in double precision, of ten draws. "All kept" saves a checkpoint at each
-step, so that the backward pass solves nothing again. Models solved
-by diffrax: the classical Runge-Kutta method with as few steps between two samples as err at most like diffrax, and at most 256.
+Models with steps of their own, by a scan or by ``diffrax.Euler`` with ``diffrax.StepTo``: the other one takes the same steps,
+noise included, so that the moments may differ by rounding only: the error is their difference in double precision, of ten draws.
+"All kept" saves a checkpoint at each step, so that the backward pass solves nothing again. Models whose steps diffrax
+chooses: the classical Runge-Kutta method with as few steps between two samples as err at most like diffrax, and at most 256.
 Errors are largest over draws of the statistics' means, in their standard deviations over prior draws, from a solution in double
 precision with a tolerance of 1e-10.
 
@@ -45,6 +45,12 @@ class Stepped(NamedTuple):
     output: Callable[[Any], Any]
 
 
+class Euler(NamedTuple):
+    """A model that diffrax steps by Euler's method: the module that calls it."""
+
+    module: str
+
+
 class Solved(NamedTuple):
     """A model that diffrax solves: the module that calls it."""
 
@@ -52,11 +58,11 @@ class Solved(NamedTuple):
 
 
 SCANS = {
-    "circuits.stg": Stepped("numpyro_epi_circuits.stg", lambda state: state.voltage),
     "circuits.v1_ssn": Stepped("numpyro_epi_circuits.v1", lambda state: state[0][:, 0]),
     "circuits.sc_task_switching": Stepped("numpyro_epi_circuits.colliculus", lambda state: None),
     "biology.sir": Stepped("numpyro_epi_biology.sir", lambda state: state),
 }
+EULER = {"circuits.stg": Euler("numpyro_epi_circuits.stg")}
 SOLVED = {
     "dynamics.oscillator_simulated": Solved("numpyro_epi_dynamics.problems"),
     "biology.repressilator": Solved("numpyro_epi_biology._solve"),
@@ -67,6 +73,7 @@ PROBLEMS = (
     *("biology.sir", "circuits.mean_field_ei", "circuits.rnn_stable_amplification", "circuits.stg", "circuits.v1_ssn"),
     "circuits.sc_task_switching",
 )
+ROWS = [*SCANS, *EULER, *SOLVED]
 MOST_SUBSTEPS = 256
 HEADER = (
     *(
@@ -89,7 +96,7 @@ MEMORY_HEADER = ("problem", "draws", "objective", "program (MB)", "process peak 
 def main() -> None:
     """Measure every row and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", nargs="*", choices=[*SCANS, *SOLVED], default=[*SCANS, *SOLVED])
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="the table of memory instead")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "solvers.md")
@@ -194,6 +201,11 @@ def _variants(name: str, substeps: int) -> dict[str, Callable[[], Any]]:
             "scan": lambda: mock.patch.dict({}),
             "diffrax": lambda: _other_scan(module, _by_diffrax(output, keep_all=False)),
             "diffrax, all kept": lambda: _other_scan(module, _by_diffrax(output, keep_all=True)),
+        }
+    if name in EULER:
+        return {
+            "diffrax": lambda: mock.patch.dict({}),
+            "scan": lambda: _other_diffeqsolve(EULER[name].module, _euler),
         }
     module = SOLVED[name].module
     return {
@@ -317,6 +329,18 @@ def _by_diffrax(output: Callable, *, keep_all: bool) -> Callable:
         return None, solution.ys
 
     return scan
+
+
+def _euler(term, solver, t0, t1, dt0, y0, args, saveat, **options):
+    """``diffrax.diffeqsolve`` with steps of length one, as a scan."""
+    times, measure = saveat.subs.ts, saveat.subs.fn
+
+    def step(state, t):
+        after = jax.tree.map(jnp.add, state, term.vector_field(t, state, args))
+        return after, measure(t + 1, after, args)
+
+    _, rest = jax.lax.scan(step, y0, times[:-1])
+    return SimpleNamespace(ys=jnp.concatenate([measure(times[0], y0, args)[None], rest]))
 
 
 def _runge_kutta(substeps: int) -> Callable:

@@ -8,6 +8,7 @@ conductances in uS; time is in ms.
 from collections.abc import Mapping
 from typing import NamedTuple
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -113,21 +114,41 @@ def _subcircuit(current_noise: float) -> None:
         noise = 1e-3 * current_noise * numpyro.sample("current_noise", dist.Normal().expand(shape).to_event(2))
     else:
         noise = jnp.zeros(shape)
-    start = _State(*(jnp.array(row, float) for row in START))
+    # In steps, so that the times, and with them each step's own noise, are exact numbers.
+    times = jnp.arange(NUM_STEPS + 1.0)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(_change),
+        diffrax.Euler(),
+        t0=times[0],
+        t1=times[-1],
+        dt0=None,
+        y0=_State(*(jnp.array(row, float) for row in START)),
+        args=_Given(1e-3 * g_el, 1e-3 * g_syn_a, noise),
+        saveat=diffrax.SaveAt(ts=times, fn=_voltage),
+        stepsize_controller=diffrax.StepTo(ts=times),
+        max_steps=NUM_STEPS,
+    )
+    numpyro.deterministic("voltage", 1e-3 * solution.ys)
+    numpyro.deterministic("hub_voltage", 1e-3 * solution.ys[:, 2])
 
-    def step(state: _State, noise: Float[Array, "5"]) -> tuple[_State, Float[Array, "5"]]:
-        slopes = _slopes(state, 1e-3 * g_el, 1e-3 * g_syn_a, noise)
-        state = _State(*(value + STEP * slope for value, slope in zip(state, slopes, strict=True)))
-        return state, state.voltage
 
-    _, voltages = jax.lax.scan(step, start, noise)
-    numpyro.deterministic("voltage", 1e-3 * jnp.concatenate([start.voltage[None], voltages]))
-    numpyro.deterministic("hub_voltage", 1e-3 * jnp.concatenate([start.voltage[2:3], voltages[:, 2]]))
+class _Given(NamedTuple):
+    g_el: Float[Array, ""]
+    g_syn_a: Float[Array, ""]
+    noise: Float[Array, "steps 5"]
 
 
-def _slopes(
-    state: _State, g_el: Float[Array, ""], g_syn_a: Float[Array, ""], noise: Float[Array, "5"]
-) -> tuple[Float[Array, "5"], ...]:
+def _voltage(t: Array, state: _State, given: _Given) -> Float[Array, "5"]:
+    return state.voltage
+
+
+def _change(t: Array, state: _State, given: _Given) -> _State:
+    """Change of every variable in one step."""
+    slopes = _slopes(state, given.g_el, given.g_syn_a, given.noise[t.astype(int)])
+    return jax.tree.map(lambda slope: STEP * slope, slopes)
+
+
+def _slopes(state: _State, g_el: Float[Array, ""], g_syn_a: Float[Array, ""], noise: Float[Array, "5"]) -> _State:
     """Change of every variable, per ms."""
     v, n, h = state
     calcium = 0.5 * (1 + jnp.tanh(v / 20.0))
@@ -147,7 +168,7 @@ def _slopes(
     potassium_rate = 2e-3 * jnp.cosh(v / 30.0)
     hyperpolarisation = jax.nn.sigmoid(-(v + 78.3) / 10.5)
     hyperpolarisation_time = 272.0 + 1499.0 * jax.nn.sigmoid((v + 42.2) / 87.3)
-    return (
+    return _State(
         (noise - ionic - electrical - synaptic) / CAPACITANCE,
         potassium_rate * (potassium - n),
         (hyperpolarisation - h) / hyperpolarisation_time,
