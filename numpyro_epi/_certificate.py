@@ -41,9 +41,9 @@ MOST_TOGETHER = 1000
 WIDE = 3.0
 """Width of the normal that stands in for an improper base, in the guide's standard deviations."""
 
-MAX_KHAT, MIN_ESS, MIN_REACH = 0.7, 100.0, 10.0
-"""Pareto shape above which weights say little (Vehtari et al. 2024), fewest effective draws of all proposals, and of those
-that look where the guide may not."""
+MAX_KHAT, MIN_ESS, MIN_REACH, MIN_OVERLAP = 0.7, 100.0, 10.0, 25.0
+"""Pareto shape above which weights say little (Vehtari et al. 2024), fewest effective draws of all proposals, of those that
+look where the guide may not, and of those that bridge to a solution of unknown normaliser: 0.2 nats."""
 
 UNSEEN_RATIO, MAX_UNSEEN = 10.0, 0.1
 """A place is unseen by the guide where its density is this factor below the solution's; share of the solution's mass in
@@ -336,6 +336,7 @@ def _weigh(
     densities = np.vstack([found.log_guides, found.log_defence[None]])
     counts = np.bincount(source, minlength=len(densities) + has_solution).astype(float)
     log_mixture, log_z = _balance(densities, log_p, counts, has_solution)
+    overlap = _overlap(log_p - log_z + math.log(counts[-1] / counts.sum()) - log_mixture) if has_solution else math.inf
     log_w = log_p - log_mixture - scipy.special.logsumexp(log_p - log_mixture)
     # Multipliers far off leave next to no weights to start from; without any, all draws have some.
     for start in (eta, np.zeros_like(eta)):
@@ -352,7 +353,7 @@ def _weigh(
     # The guide's own distance is linear in T: nothing to correct for.
     distance = found.log_guides[0][own] - log_p[own] - _correction(noise, eta)[own]
     gap = float(np.mean(distance) + log_z)
-    variance = np.var(distance) / own.sum() + max(1.0 / ess - 1.0 / len(weight), 0.0)
+    variance = np.var(distance) / own.sum() + max(1.0 / ess - 1.0 / len(weight), 1.0 / max(overlap, 1e-9), 0.0)
     elsewhere = weight[source > 0]
     ahead = np.subtract(log_p - log_z, found.log_guides[0], out=np.zeros_like(log_p), where=usable)
     certificate = Certificate(
@@ -367,6 +368,7 @@ def _weigh(
         tilted=tilted.reached,
         num_simulations=len(weight) * simulations,
         verdict="",
+        overlap=overlap,
     )
     return certificate._replace(verdict=_sentence(certificate))
 
@@ -381,6 +383,11 @@ def _sentence(found: Certificate) -> str:
         return (
             f"Modes are probably missing: {100 * found.unseen:.0f} % of the solution's mass lies where the guide has less "
             f"than a tenth of its density; {found.gap:.2f} nats from the optimum."
+        )
+    if found.overlap < MIN_OVERLAP:
+        return (
+            f"Cannot tell: the guide's draws and the solution's hardly overlap ({found.overlap:.1f} effective draws), so that "
+            "the optimum's value is not known."
         )
     if found.khat > MAX_KHAT or found.ess < MIN_ESS:
         return (
@@ -415,6 +422,16 @@ def _balance(
             break
         log_z = new
     return np.logaddexp(log_mixture, log_p - log_z + math.log(shares[known])), float(log_z)
+
+
+def _overlap(log_share: np.ndarray) -> float:
+    """One over the variance of ``log Z`` that the balance leaves (Shirts & Chodera 2008, equation 8, for one unknown).
+
+    Args:
+        log_share: Log of each draw's probability of being one of the solution's.
+    """
+    share = np.exp(np.minimum(np.where(np.isnan(log_share), -np.inf, log_share), 0.0))
+    return float(np.sum(share * (1.0 - share)))
 
 
 def pareto_khat(weight: Float[np.ndarray, " N"]) -> float:

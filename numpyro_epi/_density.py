@@ -471,12 +471,12 @@ def _numbers(name: str, given: Any) -> Array:
 
 
 def _flat_one(density: Density, unconstrained: Unconstrained) -> Float[Array, " P"]:
-    sites = density.problem.simulator(jax.random.key(0), unconstrained).sites
+    sites = density.problem.simulator.constrain(unconstrained).sites
     return ravel_pytree([sites[name] for name in density.problem.simulator.names])[0]
 
 
 def _height(density: Density, unconstrained: Unconstrained) -> Scalar:
-    log_det = density.problem.simulator(jax.random.key(0), unconstrained).log_det
+    log_det = density.problem.simulator.constrain(unconstrained).log_det
     return density.unconstrained.log_prob(unconstrained) - log_det
 
 
@@ -549,7 +549,7 @@ def _flat_gradients(density: Density, draws: Draws) -> Float[Array, "N P"]:
 @eqx.filter_jit
 def constrain(problem: Problem, draws: Draws) -> dict[str, Array]:
     """Parameters of unconstrained draws by site, ``(N, *site shape)``."""
-    sites = jax.vmap(lambda u: problem.simulator(jax.random.key(0), u).sites)(draws)
+    sites = jax.vmap(lambda u: problem.simulator.constrain(u).sites)(draws)
     return {name: sites[name] for name in problem.simulator.names}
 
 

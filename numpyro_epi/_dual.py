@@ -13,7 +13,7 @@ from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 from scipy.cluster.vq import kmeans2
 
 from ._arguments import check_instance, check_positive
-from ._certificate import MAX_KHAT, MIN_ESS, assess, pareto_khat, tilt
+from ._certificate import MAX_KHAT, MIN_ESS, MIN_OVERLAP, assess, pareto_khat, tilt
 from ._chains import ChainSettings, Solved, begins_at_base
 from ._density import Density, Tilted, constrain
 from ._keys import checked_key, key_text
@@ -256,7 +256,8 @@ def _by_chains(problem: Problem, solved: Solved, key: Key) -> dict[str, Any]:
     if status is STATUS.satisfied:
         bridged = assess(key, problem, mixture_of_normals(draws), solved.eta, solution=draws)
         khat = bridged.khat
-        if khat < MAX_KHAT and bridged.ess > MIN_ESS:
+        # Draws of the solution are among the proposals, so that no weight is large: only the overlap says whether they meet.
+        if khat < MAX_KHAT and bridged.ess > MIN_ESS and bridged.overlap > MIN_OVERLAP:
             # At the multipliers that its own draws ask for; the dual is flat there.
             log_normalizer = bridged.upper_bound
     verdict = _verdict(problem, draws, flat, log_weight, solved.violation_error, log_normalizer, solved.eta)

@@ -93,6 +93,8 @@ class Certificate(NamedTuple):
         tilted: Whether any weighting of the draws has the property.
         num_simulations: Model runs used.
         verdict: All of it in a sentence.
+        overlap: Effective number of draws that could be the guide's or the solution's own, where draws of the solution whose
+            normaliser is unknown take part: one over the variance of its logarithm. Infinite where none do.
     """
 
     upper_bound: float
@@ -106,6 +108,7 @@ class Certificate(NamedTuple):
     tilted: bool
     num_simulations: int
     verdict: str
+    overlap: float = math.inf
 
 
 class Restarts(NamedTuple):

@@ -11,6 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 from numpyro import handlers
 from numpyro.distributions import biject_to
+from numpyro.primitives import Messenger
 
 from ._types import Key, Scalar, Sites, Unconstrained
 
@@ -113,14 +114,17 @@ class Simulator(eqx.Module):
         Raises:
             ValueError: If the vector is not of length ``dim``.
         """
-        if unconstrained.shape != (self.dim,):
-            raise ValueError(f"Expected an unconstrained vector of shape {(self.dim,)}; got {unconstrained.shape}.")
-        pieces = self.unpack(unconstrained)
+        return self._run(key, unconstrained)
 
-        def place(site: dict) -> Array | None:
-            return biject_to(site["fn"].support)(pieces[site["name"]]) if site["name"] in pieces else None
+    def constrain(self, unconstrained: Unconstrained) -> Draw:
+        """The parameters alone at one unconstrained draw: the model is left once it has drawn them.
 
-        return self._draw(self._trace(key, place), lambda name, transform, value: pieces[name])
+        What it computes from them may have no second derivative, or none in forward mode; the parameters' own are not its.
+
+        Raises:
+            ValueError: If the vector is not of length ``dim``.
+        """
+        return self._run(jax.random.key(0), unconstrained, leave=True)
 
     def simulate(self, key: Key, values: Sites) -> Draw:
         """Run the model once at constrained parameter values; ``log_det`` belongs to their unconstrained image.
@@ -140,7 +144,7 @@ class Simulator(eqx.Module):
         """
         self._require(values)
         place = {name: jnp.asarray(values[name]) for name in self.names}
-        return self._unconstrain(self._trace(jax.random.key(0), lambda site: place.get(site["name"])))
+        return self._unconstrain(self._trace(jax.random.key(0), lambda site: place.get(site["name"]), leave=True))
 
     def split(self, flat: Float[Array, "P ..."]) -> dict[str, Array]:
         """Undo the flattening of constrained values: by site, with the trailing axes that the numbers have."""
@@ -176,7 +180,7 @@ class Simulator(eqx.Module):
         Raises:
             NotImplementedError: By NumPyro, if a parameter's prior is improper.
         """
-        return self._unconstrain(self._trace(key, lambda site: None))
+        return self._unconstrain(self._trace(key, lambda site: None, leave=True))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -192,12 +196,27 @@ class Simulator(eqx.Module):
             return False
         return True
 
-    def _trace(self, key: Key, place: Callable[[dict], Array | None]) -> dict[str, dict]:
+    def _run(self, key: Key, unconstrained: Unconstrained, *, leave: bool = False) -> Draw:
+        if unconstrained.shape != (self.dim,):
+            raise ValueError(f"Expected an unconstrained vector of shape {(self.dim,)}; got {unconstrained.shape}.")
+        pieces = self.unpack(unconstrained)
+
+        def place(site: dict) -> Array | None:
+            return biject_to(site["fn"].support)(pieces[site["name"]]) if site["name"] in pieces else None
+
+        return self._draw(self._trace(key, place, leave=leave), lambda name, transform, value: pieces[name])
+
+    def _trace(self, key: Key, place: Callable[[dict], Array | None], *, leave: bool = False) -> dict[str, dict]:
         def substitute(site):
             return place(site) if site["type"] == "sample" else None
 
         seeded = handlers.substitute(handlers.seed(self.model, key), substitute_fn=substitute)
-        return handlers.trace(seeded).get_trace(*self.args, **self.kwargs)
+        traced = handlers.trace(_Leave(seeded, self.names) if leave else seeded)
+        try:
+            traced(*self.args, **self.kwargs)
+        except _AllSeen:
+            pass
+        return traced.trace
 
     def _require(self, values: Sites) -> None:
         if missing := [name for name in self.names if name not in values]:
@@ -223,6 +242,23 @@ class Simulator(eqx.Module):
             u = unconstrained_of(name, transform, site["value"])
             log_det += jnp.sum(transform.log_abs_det_jacobian(u, site["value"]))
         return Draw(_values(trace), log_prior, log_det)
+
+
+class _AllSeen(Exception):
+    """Every parameter is drawn."""
+
+
+class _Leave(Messenger):
+    """Leaves a model at its last parameter."""
+
+    def __init__(self, fn: Callable[..., Any], names: tuple[str, ...]):
+        super().__init__(fn)
+        self._missing = set(names)
+
+    def postprocess_message(self, msg: dict[str, Any]) -> None:
+        self._missing.discard(msg.get("name"))
+        if not self._missing:
+            raise _AllSeen
 
 
 class _Site(NamedTuple):

@@ -397,3 +397,28 @@ def test_noisy_solutions_have_no_exact_density():
     solution = epi.solve_dual(jax.random.key(0), problem, method="reweight")
     with pytest.raises(ValueError, match="Expected a model without noise"):
         _ = solution.density
+
+
+def test_models_without_forward_derivative_have_hessians():
+    """Diffrax's backward pass allows none; the density of the parameters does not run through it."""
+
+    @jax.custom_vjp
+    def backward_only(z):
+        return z
+
+    backward_only.defvjp(lambda z: (z, None), lambda _, slope: (slope,))
+
+    def model():
+        z = numpyro.sample("z", dist.Uniform(0.0, 1.0))
+        numpyro.deterministic("x", backward_only(z))
+
+    problem = epi.Problem(model, epi.EmergentProperty(epi.Target(lambda sites: sites["x"], mean=0.3, name="x")))
+    found = epi.solve_dual(jax.random.key(0), problem, method="reweight")
+    flow = epi.flows.Elementwise(num_stages=1, transformer=epi.flows.affine())(jax.random.key(0), 1)
+    density = Density(problem, OfFlow(flow))
+    # A standard normal's image under the logistic map: d2/dz2 log p in closed form, at the middle.
+    step, place = 1e-2, {"z": jnp.array(0.5)}
+    heights = density.log_prob({"z": jnp.array([0.5 - step, 0.5, 0.5 + step])})
+    expected = (heights[0] - 2 * heights[1] + heights[2]) / step**2
+    np.testing.assert_allclose(density.hessian(place)["z"]["z"], expected, rtol=2e-2)
+    assert found.satisfied
