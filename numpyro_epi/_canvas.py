@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Okabe and Ito, Color Universal Design (2008): told apart with every kind of colour vision; their yellow is too pale.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 GUIDE, PRIOR, TARGET = "#56B4E9", "#404040", "#D55E00"
-SMALL = 8
+SMALL, LEGEND_COLUMNS = 8, 4
 MAX_PANELS = 24
 _NUM_BINS = 40
 
@@ -57,7 +57,14 @@ def add_legend(figure: "matplotlib.figure.Figure", axes: np.ndarray) -> None:
     handles: dict[str, Any] = {}
     for axis in axes:
         handles |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4, fontsize=SMALL)
+    for ncols in range(LEGEND_COLUMNS, 0, -1):
+        legend = figure.legend(
+            list(handles.values()), list(handles), loc="outside lower center", ncols=ncols, fontsize=SMALL
+        )
+        # Small figures hold fewer columns.
+        if ncols == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def shorten(name: str, length: int = 36) -> str:

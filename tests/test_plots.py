@@ -345,3 +345,13 @@ def test_missing_group_is_named(plot, group):
     tree = to_datatree({"constant_data": xr.Dataset()}, {})
     with pytest.raises(ValueError, match=rf"Expected a group '{group}'; got the groups \['constant_data'\]"):
         plot(tree)
+
+
+def test_legend_of_a_small_figure_takes_more_lines(sized_trees):
+    """Two components with everything that has a label."""
+    tree = sized_trees[2]
+    first, last = ({"A": tree["posterior"]["A"].values[place]} for place in ((0, 0), (-1, -1)))
+    points = {"the first of all draws": first, "the last of all draws": last}
+    arrows = {"the first of all draws": {"A": last["A"] - first["A"]}}
+    shown = ["A[0,0]", "A[1,1]"]
+    assert_legible(plot_pair(tree, parameters=shown, contours=True, points=points, arrows=arrows))
