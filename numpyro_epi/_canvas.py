@@ -62,7 +62,7 @@ def add_legend(figure: "matplotlib.figure.Figure", axes: np.ndarray) -> None:
             list(handles.values()), list(handles), loc="outside lower center", ncols=ncols, fontsize=SMALL
         )
         # Small figures hold fewer columns.
-        if ncols == 1 or legend.get_window_extent(figure.canvas.get_renderer()).width <= figure.bbox.width:
+        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
             return
         legend.remove()
 
