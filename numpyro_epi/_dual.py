@@ -17,6 +17,7 @@ from ._certificate import MAX_KHAT, MIN_ESS, MIN_OVERLAP, assess, pareto_khat, t
 from ._chains import ChainSettings, Solved, begins_at_base
 from ._density import Density, Tilted, constrain
 from ._keys import checked_key, key_text
+from ._ladder import descend
 from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summary
 from ._pilot import approach
 from ._problem import Problem
@@ -163,7 +164,11 @@ class DualSolution(eqx.Module):
     def _summary(self) -> Summary:
         lines = [
             ("status", f"{self.status.name}: {self.status_message}"),
-            ("entropy", f"{self.entropy:.4f} nats, at most {self.log_normalizer:.4f} relative to the base"),
+            (
+                "entropy",
+                f"{self.entropy:.4f} +- {self.verdict.entropy_standard_error:.4f} nats, at most {self.log_normalizer:.4f} "
+                "relative to the base",
+            ),
             ("draws", f"{self.ess:.0f} effective, R-hat {self.rhat:.3f}, Pareto k-hat {self.khat:.2f}"),
             ("run", f"{self.num_simulations:.1e} simulations in {self.seconds:.1f} s"),
         ]
@@ -217,7 +222,7 @@ def solve_dual(
     chosen: dict[str, Any] = {}
     if method == "chains":
         solved, used = solve_by_chains(problem, run_key, settings)
-        found, chosen = _by_chains(problem, solved, bridge_key), _fields(used)
+        found, chosen = _by_chains(problem, solved, used, bridge_key), _fields(used)
     else:
         found = (_by_weights if method == "reweight" else _by_proposals)(problem, run_key)
     verdict, status = found["verdict"], found.pop("status")
@@ -238,7 +243,7 @@ def _fields(settings: ChainSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
 
 
-def _by_chains(problem: Problem, solved: Solved, key: Key) -> dict[str, Any]:
+def _by_chains(problem: Problem, solved: Solved, settings: ChainSettings, key: Key) -> dict[str, Any]:
     shape = solved.moments.shape
     moments = np.asarray(solved.moments, float)
     flat = moments.reshape(-1, shape[-1])
@@ -252,15 +257,20 @@ def _by_chains(problem: Problem, solved: Solved, key: Key) -> dict[str, Any]:
         tilted = tilt(np.zeros(len(flat)), flat, problem.target)
         if tilted.reached:
             log_weight, status = tilted.log_weight, STATUS.satisfied
-    log_normalizer, khat = solved.log_normalizer, np.nan
+    log_normalizer, khat, error = solved.log_normalizer, np.nan, 0.0
     if status is STATUS.satisfied:
         bridged = assess(key, problem, mixture_of_normals(draws), solved.eta, solution=draws)
         khat = bridged.khat
         # Draws of the solution are among the proposals, so that no weight is large: only the overlap says whether they meet.
         if khat < MAX_KHAT and bridged.ess > MIN_ESS and bridged.overlap > MIN_OVERLAP:
             # At the multipliers that its own draws ask for; the dual is flat there.
-            log_normalizer = bridged.upper_bound
+            log_normalizer, error = bridged.upper_bound, bridged.overlap**-0.5
+        elif begins_at_base(problem):
+            log_normalizer, error = descend(problem, settings, solved.draws[:, -1], solved.eta, key)
+        else:
+            log_normalizer, error = np.nan, np.inf
     verdict = _verdict(problem, draws, flat, log_weight, solved.violation_error, log_normalizer, solved.eta)
+    verdict = verdict._replace(entropy_standard_error=float(np.hypot(verdict.entropy_standard_error, error)))
     return {
         "status": status,
         "verdict": verdict,

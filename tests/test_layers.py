@@ -22,6 +22,7 @@ LAYERS = (
         "_loop",
         "_fresh",
         "_chains",
+        "_ladder",
         "_pilot",
         "_work",
         "_certificate",
