@@ -33,7 +33,6 @@ def _assert_exact(found: epi.Result, exact: Exact) -> None:
         ("adaptive", 0.1),
         ("adaptive", 0.9),
         ("chains", 0.9),
-        pytest.param("chains", 0.1, marks=pytest.mark.slow),
     ],
 )
 def test_dual_is_that_of_finite_simulations(failing: float, method: str):
@@ -59,7 +58,7 @@ def test_dual_with_a_value_instead(failing: float):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("failing", "correlated"), [(0.001, True), (0.1, True), (0.9, True), (0.1, False)])
+@pytest.mark.parametrize(("failing", "correlated"), [(0.9, True), (0.1, False)])
 def test_fit_conditions_on_finite_simulations(failing: float, correlated: bool):
     found = epi.fit(jax.random.key(3), failing_problem(failing, "condition", correlated=correlated), progress=False)
     _assert_exact(found, exact_answer(failing, "condition", correlated=correlated))
@@ -68,7 +67,7 @@ def test_fit_conditions_on_finite_simulations(failing: float, correlated: bool):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failing", [0.1, 0.9])
+@pytest.mark.parametrize("failing", [0.9])
 def test_fit_with_a_value_instead(failing: float):
     _assert_exact(
         epi.fit(jax.random.key(3), failing_problem(failing, "replace"), progress=False),
