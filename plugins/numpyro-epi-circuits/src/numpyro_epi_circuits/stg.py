@@ -6,7 +6,7 @@ conductances in uS; time is in ms.
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax
 import jax
@@ -142,9 +142,9 @@ def _voltage(t: Array, state: _State, given: _Given) -> Float[Array, "5"]:
     return state.voltage
 
 
-def _change(t: Array, state: _State, given: _Given) -> _State:
+def _change(t: Any, state: _State, given: _Given) -> _State:
     """Change of every variable in one step."""
-    slopes = _slopes(state, given.g_el, given.g_syn_a, given.noise[t.astype(int)])
+    slopes = _slopes(state, given.g_el, given.g_syn_a, given.noise[jnp.asarray(t, int)])
     return jax.tree.map(lambda slope: STEP * slope, slopes)
 
 
