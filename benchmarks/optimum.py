@@ -32,6 +32,8 @@ class Row(NamedTuple):
 ROWS = {
     "V1 SSN, 5 Hz": Row("circuits.v1_ssn", {}, "prior", "-22.23"),
     "V1 SSN, 10 Hz": Row("circuits.v1_ssn", {"fluctuation_hz": 10.0}, "prior", "-22.24"),
+    "RNN N = 5": Row("circuits.rnn_stable_amplification", {"size": 5}, "prior", "11.3"),
+    "RNN N = 10": Row("circuits.rnn_stable_amplification", {"size": 10}, "prior", "24.8"),
     "SC": Row("circuits.sc_task_switching", {}, "adaptive", "1.3 +- .3"),
 }
 HEADER = ("problem", "draws", "simulations of each", "noise", "multipliers", "entropy (nats)", "ESS", "H* of models.md")

@@ -53,6 +53,8 @@ ROWS = {
     "RNN N = 10": Row(RNN, {"size": 10}, "dual", "24.8", "-6.3", 15.0),
     "RNN N = 25": Row(RNN, {"size": 25}, "dual", "about 44", "-13.7", 25.0),
     "RNN N = 50": Row(RNN, {"size": 50}, "dual", "about 50", "-44", 20.0),
+    "RNN N = 100": Row(RNN, {"size": 100}, "dual", "not known", "-221", -np.inf),
+    "RNN N = 250": Row(RNN, {"size": 250}, "dual", "not known", "not converged", -np.inf),
     "RNN N = 2, flow": Row(RNN, {"size": 2}, "fit", "-1.8", "-8.6, -7.2", -3.0),
     "RNN N = 10, flow": Row(RNN, {"size": 10}, "fit", "24.8", "-6.3", 15.0),
 }
@@ -95,7 +97,10 @@ def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str,
     began = time.perf_counter()
     if row.method != "fit":
         found = epi.solve_dual(jax.random.key(seed), problem, method=DUAL[row.method])
-        gap, effort, per_step, start = "-", f"{found.num_simulations:.1e} simulations", "-", "-"
+        gap, effort, per_step = "-", f"{found.num_simulations:.1e} simulations", "-"
+        within = found.settings.get("within")
+        start = "Around the property only" if found.local else "-"
+        start += f": chains were held within {within:g} standard deviations." if within else "." if found.local else ""
         verdict = _simulated_again(problem, found)
     else:
         options = {}
@@ -129,7 +134,7 @@ def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str,
         gap,
         row.optimum,
         row.original,
-        f"{row.goal:g}",
+        f"{row.goal:g}" if np.isfinite(row.goal) else "satisfied",
         "yes" if met else "no",
         effort,
         f"{seconds:.0f}",

@@ -11,9 +11,12 @@ Chains begin at a *reference*: the base itself where it is a proper prior, a wid
 elsewhere, which fades out while the targets are annealed. With simulator noise ``T`` is a mean over several simulations,
 whose noise is part of the chain's state (a pseudo-marginal chain, Andrieu & Roberts 2009), and half the variance of
 ``eta . T`` over their number is taken off the exponent, since ``E exp(-eta . mean) = exp(-eta . T + variance / 2 number)``
-where the mean is normal (the penalty method, Ceperley & Dewing 1999).
+where the mean is normal (the penalty method, Ceperley & Dewing 1999). Simulations may come in antithetic pairs, each of
+which then is one simulation of that sum (`_mirror`).
 """
 
+import math
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -25,8 +28,9 @@ import scipy.special
 from jaxtyping import Array, Float
 
 from ._arguments import as_number, check_count, check_positive
+from ._journal import remembered
 from ._loop import masked_moments
-from ._problem import Problem
+from ._problem import Evaluation, Problem
 from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar, Unconstrained
 from .multipliers import shrunk_inverse
 
@@ -40,8 +44,16 @@ LONGEST_STEP = 1.0
 """Of an update, in standard deviations of the log weights: beyond it few chains would keep a weight, and targets that are many
 standard deviations away, as under a prior of many parameters, would send the multipliers off for good."""
 
+LOST, MOST_LOST = 5.0, 3
+"""A Newton step of so many standard deviations, and so many of them in turn, after which chains do not find back: they have
+left for where the property is not."""
+
 NUM_ATTEMPTS = 3
 """Most walks of the path."""
+
+WITHIN = 6.0
+"""Standard deviations of a target's, around its mean, within which chains stay that once left: two in a thousand million of a
+normal are beyond."""
 
 SMALL = 0.3
 """Largest multiplier, times its statistic's standard deviation, below which precision is not relative any more."""
@@ -63,6 +75,7 @@ class Solved(NamedTuple):
         moments: ``T`` of those draws, measured with fresh noise, shape [chains, draws, M].
         log_normalizer: ``D(eta) = log of the integral of base exp(-eta . (T - target))``, nats: the dual's value.
         acceptance: Mean Metropolis acceptance of the last round.
+        within: See `ChainSettings`.
         num_rounds: Rounds at fixed multipliers.
         num_simulations: Model runs used, gradients included.
     """
@@ -75,6 +88,7 @@ class Solved(NamedTuple):
     moments: Float[Array, "chains draws M"]
     log_normalizer: float
     acceptance: float
+    within: float | None
     num_rounds: int
     num_simulations: int
 
@@ -101,6 +115,9 @@ class ChainSettings(eqx.Module):
         max_rounds: Most rounds.
         target_acceptance: What the step size is adapted to.
         num_simulations: Simulations that one evaluation averages where the model has noise of its own.
+        mirrored: Whether every second one is the mirror image of the one before it, where the model's noise has one.
+        within: Standard deviations of a target's that its statistic's mean may be away from it, once the targets have arrived;
+            no limit by default, but for chains that left for far away in a first attempt.
     """
 
     num_chains: int = 512
@@ -113,12 +130,22 @@ class ChainSettings(eqx.Module):
     max_rounds: int = 20
     target_acceptance: float = 0.8
     num_simulations: int = 16
+    mirrored: bool = False
+    within: float | None = None
 
     def __check_init__(self):
         names = ("num_leapfrog", "num_transitions", "num_updates", "max_rounds", "num_draws", "num_simulations")
         for name, least in (("num_chains", 4), *((name, 2) for name in names)):
             check_count(name, getattr(self, name), least)
+        if not isinstance(self.mirrored, bool):
+            raise TypeError(f"Expected mirrored to be True or False; got {self.mirrored!r}.")
+        if self.mirrored and (self.num_simulations < 4 or self.num_simulations % 2):
+            raise ValueError(
+                f"Expected two pairs of simulations or more for mirrored=True; got num_simulations={self.num_simulations}."
+            )
         check_positive(precision=self.precision)
+        if self.within is not None:
+            check_positive(within=self.within)
         for name in ("rate", "target_acceptance"):
             if not 0 < as_number(getattr(self, name)) < 1:
                 raise ValueError(f"Expected {name} between 0 and 1; got {getattr(self, name)!r}.")
@@ -127,22 +154,34 @@ class ChainSettings(eqx.Module):
 def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
     """Follow the path from the reference to the solution, then measure there until the multipliers are precise.
 
-    A path that ends in numbers that are not finite, since it led through densities without a normaliser, is walked again.
+    A path that ends in numbers that are not finite, since it led through densities without a normaliser, is walked again. If
+    chains got lost, which can mean that ``p_eta`` has more mass far away, they are held near the property.
     """
     for attempt in range(NUM_ATTEMPTS):
-        found = _solve(problem, jax.random.fold_in(key, attempt) if attempt else key, settings)
-        if np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer):
+        found, is_lost = _solve(problem, jax.random.fold_in(key, attempt) if attempt else key, settings)
+        is_finite = np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer)
+        if is_finite and (not is_lost or settings.within is not None or not any(_wanted_spreads(problem))):
             break
+        settings = replace(settings, within=WITHIN) if is_finite else settings
     return found
 
 
-def _solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
+def _wanted_spreads(problem: Problem) -> list[float]:
+    """Of each constraint's statistic where it is one of a mean with a spread, zero elsewhere."""
+    spread_of = {c.statistic: math.sqrt(c.target) for c in problem.constraints if c.order == 2}
+    return [spread_of.get(c.statistic, 0.0) if c.order == 1 else 0.0 for c in problem.constraints]
+
+
+def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved, bool]:
+    """What was found, and whether the chains got lost."""
     walk_key, round_key = jax.random.split(key)
-    chains = _walk(problem, settings, walk_key)
+    chains = remembered(_walk, problem, settings, walk_key)
     kept: list[_Newton] = []
+    num_lost = 0
     scale = np.ones(len(problem.target))
     for number in range(settings.max_rounds):
-        chains, record, newton = _round(problem, settings, chains, jax.random.fold_in(round_key, number))
+        key_now = jax.random.fold_in(round_key, number)
+        chains, record, newton = remembered(_round, problem, settings, chains, key_now)
         newton = jax.tree.map(lambda x: np.asarray(x, float), newton)
         # The dual's Newton model of a far step is poor: start the average again.
         far = newton.length > FAR + 2 * newton.noise
@@ -156,13 +195,14 @@ def _solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
         covariance = np.atleast_2d(np.cov(moments.T))
         violation_error = np.sqrt(np.diagonal(covariance @ error @ covariance))
         precise = precise and np.all(violation_error <= VIOLATION_ERROR * scale)
-        if not np.all(np.isfinite(ends)) or (precise and not far):
+        num_lost = num_lost + 1 if newton.length > LOST else 0
+        if not np.all(np.isfinite(ends)) or (precise and not far) or num_lost == MOST_LOST:
             break
     transitions = 2 * settings.num_updates * settings.num_transitions
     transitions += 2 * (number + 1) * settings.num_draws * settings.num_transitions
     per_evaluation = settings.num_simulations if problem.simulator.noise else 1
     eta = ends.mean(axis=0)
-    return Solved(
+    found = Solved(
         eta=eta,
         error=error,
         violation_error=violation_error,
@@ -171,9 +211,11 @@ def _solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
         moments=jnp.swapaxes(record.moments, 0, 1),
         log_normalizer=_log_normalizer(problem, chains, record, eta),
         acceptance=float(jnp.mean(record.acceptance)),
+        within=settings.within,
         num_rounds=number + 1,
         num_simulations=settings.num_chains * transitions * (settings.num_leapfrog + 1) * per_evaluation,
     )
+    return found, num_lost == MOST_LOST
 
 
 class _Chains(NamedTuple):
@@ -201,7 +243,7 @@ class _Chains(NamedTuple):
 
 
 class _Measured(NamedTuple):
-    """What the density at one position is made of; moments of each simulation, which are one without noise."""
+    """What the density at one position is made of; moments of each independent simulation or pair, one without noise."""
 
     simulations: Float[Array, "S M"]
     log_base: Scalar
@@ -335,9 +377,11 @@ class _Path(eqx.Module):
         # Second moments fall by decades on the way: squared, so that the last decades are not crossed in one step.
         step = rate * shrunk_inverse(covariance, 0.01) @ (mean - self._on_the_way(first, to_go**2))
         length = jnp.sqrt(jnp.maximum(step @ covariance @ step, jnp.finfo(step.dtype).tiny))
-        step = step * jnp.minimum(1.0, LONGEST_STEP / length)
+        moved = chains.eta + step * jnp.minimum(1.0, LONGEST_STEP / length)
+        # Many parameters hold a statistic closely while it is on its way. What widens it there draws chains to its far ends.
+        moved = jnp.where(self._squares & (number < half), jnp.maximum(moved, 0.0), moved)
         chains = chains._replace(covariance=covariance)
-        chains = self.reweigh(chains, self.measure(chains), jnp.where(planned, eta, chains.eta + step), to_go)
+        chains = self.reweigh(chains, self.measure(chains), jnp.where(planned, eta, moved), to_go)
         weight = jax.nn.softmax(chains.log_weight)
         share = 1.0 / (jnp.sum(weight**2) * weight.size)
         resampled = _resample(chains, resample_key)
@@ -503,6 +547,9 @@ class _Path(eqx.Module):
     def _measure(self, u: Float[Array, " D"], key: Key) -> _Measured:
         log_reference = jax.scipy.stats.norm.logpdf(u, scale=REFERENCE_SCALE).sum()
         count = self.settings.num_simulations if self.problem.simulator.noise else 1
+        if count > 1 and self.settings.mirrored:
+            found = mirrored_pairs(self.problem, jax.random.split(key, count // 2), u)
+            return _Measured(jnp.mean(found.moments, axis=1), found.log_base[0, 0], log_reference)
         found = jax.vmap(self.problem.evaluate, (0, None))(jax.random.split(key, count), u)
         return _Measured(found.moments, found.log_base[0], log_reference)
 
@@ -511,12 +558,27 @@ class _Path(eqx.Module):
         log_density = found.log_base - jnp.mean(slack)
         if slack.size > 1:
             log_density = log_density - 0.5 * jnp.var(slack, ddof=1) / slack.size
+        if self.settings.within is not None:
+            spreads = jnp.asarray(_wanted_spreads(self.problem), log_density.dtype)
+            away = jnp.abs(found.moments - self._target(spreads.dtype))
+            beyond = jnp.any((spreads > 0) & (away > self.settings.within * spreads))
+            log_density = jnp.where(beyond & (reference == 0), -jnp.inf, log_density)
         if begins_at_base(self.problem):
             return log_density
         return log_density + reference * (found.log_reference - found.log_base)
 
+    @property
+    def _squares(self) -> Array:
+        return jnp.array([constraint.order == 2 for constraint in self.problem.constraints])
+
     def _target(self, dtype) -> Moments:
         return jnp.asarray(self.problem.target, dtype)
+
+
+def mirrored_pairs(problem: Problem, keys: Array, u: Unconstrained) -> Evaluation:
+    """A simulation a key and its mirror image, shape [keys, 2, ...]; the key's random numbers are drawn once."""
+    both = jax.vmap(problem.evaluate, (None, None, 0))
+    return jax.vmap(both, (0, None, None))(keys, u, jnp.array([False, True]))
 
 
 def draw_reference(problem: Problem, key: Key) -> Unconstrained:

@@ -27,7 +27,8 @@ from jaxtyping import PyTree
 
 from ._problem import Problem
 
-MAGIC = b"numpyro-epi checkpoint 1\n"
+KIND = b"numpyro-epi checkpoint "
+MAGIC = KIND + b"2\n"
 """First line; the number is that of the format."""
 
 PREVIOUS, LOCK, ASIDE = ".previous", ".lock", ".writing"
@@ -159,11 +160,10 @@ def compare(saved: Saved, wanted: Mapping[str, Any]) -> None:
     same_versions = about["versions"] == wanted["versions"] and about["platform"] == wanted["platform"]
     for name, value in wanted["problem"].items():
         # The same model is another program under another version.
-        # Older checkpoints do not say how they take what is not finite: they refuse it.
-        if about["problem"].get(name, "refuse") != value and (name != "program" or same_versions):
+        if about["problem"].get(name) != value and (name != "program" or same_versions):
             found = f"{name} {value}" if name != "program" else "one whose model or statistics have changed"
             raise ValueError(
-                f"Expected the problem that {path} was made for, {name} {about['problem'].get(name, 'refuse')}; got {found}."
+                f"Expected the problem that {path} was made for, {name} {about['problem'].get(name)}; got {found}."
             )
     if about["x64"] != wanted["x64"]:
         raise ValueError(
@@ -275,8 +275,9 @@ def _sync_folder(folder: Path) -> None:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     content = path.read_bytes()
     if not content.startswith(MAGIC):
-        kind = content[:24].partition(b"\n")[0].decode("ascii", "replace")
-        raise ValueError(f"Expected {MAGIC.decode().strip()!r} at the start of {path}; got {kind!r}.")
+        kind = content[: len(MAGIC) + 2].partition(b"\n")[0].decode("ascii", "replace")
+        advice = " Go on with the version of numpyro-epi that wrote it." if content.startswith(KIND) else ""
+        raise ValueError(f"Expected {MAGIC.decode().strip()!r} at the start of {path}; got {kind!r}.{advice}")
     digest, _, body = content[len(MAGIC) :].partition(b"\n")
     if hashlib.sha256(body).hexdigest().encode() != digest:
         raise ValueError(f"Expected {path} as it was written; its checksum says that it is damaged or cut off.")

@@ -111,10 +111,12 @@ class Density(eqx.Module):
     Attributes:
         problem: The question.
         unconstrained: The distribution in unconstrained coordinates.
+        eta: Multipliers of the maximum-entropy distribution that a learnt one is near, shape [M], if known.
     """
 
     problem: Problem
     unconstrained: AbstractUnconstrained
+    eta: Float[np.ndarray, " M"] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -293,7 +295,9 @@ class Density(eqx.Module):
 
         At given values, a mode for example, directions are eigenvectors of the log density's Hessian, the most negative
         curvature first. Without, they are those of ``E[g g']``, g the gradient of the log density, over the whole
-        distribution, the largest first (active subspace; Constantine 2015, Active Subspaces, section 3.1).
+        distribution, the largest first (active subspace; Constantine 2015, Active Subspaces, section 3.1). Of a fit whose
+        statistics are differentiable, g is that of the maximum-entropy density, ``log base - eta . E[T]``, at the guide's
+        draws: a flow's own slope has no bound near a bound of the support, however small its error there is.
 
         Args:
             key: For draws and simulations.
@@ -311,9 +315,8 @@ class Density(eqx.Module):
         draws = self.unconstrained.draw(draw_key, NUM_GRADIENTS)
         if point is None:
             points = draws
-            gradients = np.asarray(_flat_gradients(self, draws), float)
-            gradients = gradients[np.isfinite(gradients).all(axis=1)]
-            matrix = -gradients.T @ gradients / len(gradients)
+            gradient_key, noise_key = jax.random.split(noise_key)
+            matrix = -self._gradient_products(gradient_key, draws)
         else:
             points = point[None]
             matrix = np.asarray(_hessian_at(self, points[0]), float)
@@ -367,6 +370,18 @@ class Density(eqx.Module):
             },
             coords={"constraint": constraints, "multiplier": constraints, "parameter": list(self.names)},
         )
+
+    def _gradient_products(self, key: Key, draws: Draws) -> Float[np.ndarray, "P P"]:
+        """``E[g g']`` over draws; with simulator noise the products of two independent estimates of ``g``."""
+        if self.eta is None or not self.problem.differentiable:
+            first = second = np.asarray(_flat_gradients(self, draws), float)
+        else:
+            keys = jax.random.split(key, 2 if self.problem.simulator.noise else 1)
+            found = [np.asarray(_exact_gradients(self, key, draws), float) for key in keys]
+            first, second = found[0], found[-1]
+        usable = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
+        products = first[usable].T @ second[usable] / np.sum(usable)
+        return (products + products.T) / 2
 
     def _batched(
         self, function: Callable[["Density", Unconstrained], Any], values: Mapping[str, Any]
@@ -544,6 +559,21 @@ def _flat(density: Density, draws: Draws) -> Float[Array, "N P"]:
 @eqx.filter_jit
 def _flat_gradients(density: Density, draws: Draws) -> Float[Array, "N P"]:
     return jax.lax.map(partial(_flat_gradient, density), draws, batch_size=128)
+
+
+@eqx.filter_jit
+def _exact_gradients(density: Density, key: Key, draws: Draws) -> Float[Array, "N P"]:
+    """Gradients of ``log base - eta . T`` on the constrained scale, one simulation each."""
+
+    def log_density(unconstrained: Unconstrained, key: Key) -> Scalar:
+        found = density.problem.evaluate(key, unconstrained)
+        return found.log_base - found.log_det - found.moments @ jnp.asarray(density.eta, found.moments.dtype)
+
+    def one(pair: tuple[Key, Unconstrained]) -> Array:
+        jacobian = jax.jacobian(partial(_flat_one, density))(pair[1])
+        return jnp.linalg.pinv(jacobian).T @ jax.grad(log_density)(pair[1], pair[0])
+
+    return jax.lax.map(one, (jax.random.split(key, len(draws)), draws), batch_size=128)
 
 
 @eqx.filter_jit

@@ -1,6 +1,7 @@
 """The dual problem solved on its own: multipliers and draws of the maximum-entropy distribution, without a flow."""
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
@@ -17,7 +18,7 @@ from ._certificate import MAX_KHAT, MIN_ESS, MIN_OVERLAP, assess, pareto_khat, t
 from ._chains import ChainSettings, Solved, begins_at_base
 from ._density import Density, Tilted, constrain
 from ._keys import checked_key, key_text
-from ._ladder import descend
+from ._ladder import descend, has_mass_elsewhere
 from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summary
 from ._pilot import approach
 from ._problem import Problem
@@ -61,6 +62,9 @@ class DualSolution(eqx.Module):
         log_weight: Log weights of the draws, which sum to one and meet the targets exactly, shape [chains, draws].
         log_normalizer: ``D(eta)``, log of the integral of ``base exp(-eta . (T - target))``, nats: the most that
             ``-KL(q || base)`` can be.
+        local: Whether these multipliers give more mass to places far from the property, where the chains are not. The answer
+            then has the property and the most entropy of what stays around it: draws, entropy and ``log_normalizer`` are
+            of that region. Over the whole base a minute share of simulations far away could widen a spread at less cost.
         ess: Effective draws: the least over all moments for chains, that of the weights for weighted draws.
         rhat: Largest split R-hat of a moment over the chains; NaN for weighted draws.
         khat: Pareto shape of the weights; of those that bridge to ``log_normalizer`` for chains.
@@ -80,6 +84,7 @@ class DualSolution(eqx.Module):
     moments: Float[np.ndarray, "chains draws M"]
     log_weight: Float[np.ndarray, "chains draws"]
     log_normalizer: float
+    local: bool
     ess: float
     rhat: float
     khat: float
@@ -167,7 +172,7 @@ class DualSolution(eqx.Module):
             (
                 "entropy",
                 f"{self.entropy:.4f} +- {self.verdict.entropy_standard_error:.4f} nats, at most {self.log_normalizer:.4f} "
-                "relative to the base",
+                f"relative to the base{', of what stays around the property' if self.local else ''}",
             ),
             ("draws", f"{self.ess:.0f} effective, R-hat {self.rhat:.3f}, Pareto k-hat {self.khat:.2f}"),
             ("run", f"{self.num_simulations:.1e} simulations in {self.seconds:.1f} s"),
@@ -222,6 +227,7 @@ def solve_dual(
     chosen: dict[str, Any] = {}
     if method == "chains":
         solved, used = solve_by_chains(problem, run_key, settings)
+        used = replace(used, within=solved.within)
         found, chosen = _by_chains(problem, solved, used, bridge_key), _fields(used)
     else:
         found = (_by_weights if method == "reweight" else _by_proposals)(problem, run_key)
@@ -257,17 +263,24 @@ def _by_chains(problem: Problem, solved: Solved, settings: ChainSettings, key: K
         tilted = tilt(np.zeros(len(flat)), flat, problem.target)
         if tilted.reached:
             log_weight, status = tilted.log_weight, STATUS.satisfied
-    log_normalizer, khat, error = solved.log_normalizer, np.nan, 0.0
+    log_normalizer, khat, error, local = solved.log_normalizer, np.nan, 0.0, False
     if status is STATUS.satisfied:
         bridged = assess(key, problem, mixture_of_normals(draws), solved.eta, solution=draws)
         khat = bridged.khat
         # Draws of the solution are among the proposals, so that no weight is large: only the overlap says whether they meet.
-        if khat < MAX_KHAT and bridged.ess > MIN_ESS and bridged.overlap > MIN_OVERLAP:
+        meets = khat < MAX_KHAT and bridged.ess > MIN_ESS and bridged.overlap > MIN_OVERLAP
+        if meets:
             # At the multipliers that its own draws ask for; the dual is flat there.
             log_normalizer, error = bridged.upper_bound, bridged.overlap**-0.5
-        elif begins_at_base(problem):
-            log_normalizer, error = descend(problem, settings, solved.draws[:, -1], solved.eta, key)
-        else:
+        if begins_at_base(problem):
+            # The bridge sees mass elsewhere, which is not the chains'; the way back does not.
+            back = None if meets else descend(problem, settings, solved.draws[:, -1], solved.eta, key)
+            known = log_normalizer if back is None else back[0]
+            local = has_mass_elsewhere(problem, settings, solved.eta, flat, known, jax.random.fold_in(key, 1))
+            if local and back is None:
+                back = descend(problem, settings, solved.draws[:, -1], solved.eta, key)
+            log_normalizer, error = (log_normalizer, error) if back is None else back
+        elif not meets:
             log_normalizer, error = np.nan, np.inf
     verdict = _verdict(problem, draws, flat, log_weight, solved.violation_error, log_normalizer, solved.eta)
     verdict = verdict._replace(entropy_standard_error=float(np.hypot(verdict.entropy_standard_error, error)))
@@ -280,6 +293,7 @@ def _by_chains(problem: Problem, solved: Solved, settings: ChainSettings, key: K
         "moments": moments,
         "log_weight": log_weight.reshape(shape[:2]),
         "log_normalizer": log_normalizer,
+        "local": local,
         "ess": float(np.min(effective_sample_size(moments))) if finite else 0.0,
         "rhat": float(np.max(split_gelman_rubin(moments))) if finite else np.inf,
         "khat": khat,
@@ -366,7 +380,8 @@ def _with_normalizer(
     (draws,), (moments,), (log_weight,) = (found[name] for name in ("unconstrained", "moments", "log_weight"))
     errors = np.sqrt(np.sum(np.square((moments - problem.target) * np.exp(log_weight)[:, None]), axis=0))
     verdict = _verdict(problem, draws, moments, log_weight, errors, log_normalizer, found["eta"])
-    return {**found, "verdict": verdict, "log_normalizer": float(log_normalizer), "num_simulations": num_simulations}
+    measured = {"verdict": verdict, "log_normalizer": float(log_normalizer), "local": False}
+    return {**found, **measured, "num_simulations": num_simulations}
 
 
 def _verdict(

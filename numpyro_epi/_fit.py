@@ -100,7 +100,7 @@ def fit(
     method = Method(flow, start, objective, rule, optimizer)
     plan = Plan(key, problem, method, **budget, tolerance=tolerance, certify=certify, num_snapshots=num_snapshots)
     with _keeper(checkpoint, every, new=True) as keeper, _explained(plan, checkpoint):
-        return plan.run(plan.begin(), None, keeper, began=began, progress=_shows(progress))
+        return plan.run(plan.begin(None, keeper, began=began), None, keeper, began=began, progress=_shows(progress))
 
 
 def resume(
@@ -150,6 +150,11 @@ def resume(
     plan = Plan(key_from_text(about["key"]), problem, method, **about["numbers"])
     compare(saved, plan.about())
     with _keeper(checkpoint, every, new=False) as keeper, _explained(plan, checkpoint):
+        began -= about["seconds"]
+        if "begin" not in about:
+            # It was killed before its first step.
+            begin = plan.begin(saved, keeper, began=began)
+            return plan.run(begin, None, keeper, began=began, progress=_shows(progress))
         eta, known = saved.arrays.get("begin.eta"), about["begin"].get("known")
         begin = starts.Start(
             draws=jnp.asarray(saved.arrays["begin.draws"]),
@@ -158,7 +163,6 @@ def resume(
             message=about["begin"]["message"],
             known=Known(saved.arrays["begin.log_density"], **known) if known else None,
         )
-        began -= about["seconds"]
         return plan.run(begin, saved, keeper, began=began, progress=_shows(progress))
 
 

@@ -1,11 +1,14 @@
 """The normaliser of ``p_eta`` from chains that walk from the solution back to the base, where no one step bridges them.
 
-At ``base exp(-t eta . (T - target))``, t from one to zero, neighbours are so near that their draws overlap; each ratio of
-normalisers is that of two means over half of the way (simple overlap sampling: Lu, Kofke & Woolf 2004, J. Comput. Chem. 25:28).
-The density widens on the way, so chains that were spread over the solution stay spread.
+Neighbours on the way are so near that their draws overlap; each ratio of normalisers is that of two means over half of the
+step (simple overlap sampling: Lu, Kofke & Woolf 2004, J. Comput. Chem. 25:28). The density widens on the way, so chains that
+were spread over the solution stay spread. Negative multipliers of second moments go to zero first: they draw the far
+ends of a statistic up, and with the others already small the chains would fall from where the property is to there.
 """
 
+import itertools
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import equinox as eqx
@@ -26,14 +29,23 @@ MOST_RUNGS, SETTLE = 400, 8
 """Rungs, and rounds of transitions on each before it is measured."""
 
 
-class _Slack(NamedTuple):
-    """Each chain's exponent is ``-t mean - t^2 correction``; see `_chains` for the correction, zero without noise."""
+NUM_PRIOR_DRAWS, ELSEWHERE = 1024, 0.1
+"""Draws that look for mass elsewhere, and the share of the known mass that they have to find."""
 
-    mean: Float[np.ndarray, " N"]
-    correction: Float[np.ndarray, " N"]
 
-    def exponent(self, t: float) -> Float[np.ndarray, " N"]:
-        return -t * self.mean - t**2 * self.correction
+class _Measured(NamedTuple):
+    """Each chain's ``T - target``, a mean of simulations, and what their noise leaves in its variance."""
+
+    slack: Float[np.ndarray, "N M"]
+    noise: Float[np.ndarray, "N M M"]
+
+    def exponent(self, eta: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
+        """Of ``p_eta`` over the base; see `_chains` for the second term."""
+        return -self.slack @ eta - 0.5 * (self.noise @ eta) @ eta
+
+    def slope(self, eta: Float[np.ndarray, " M"], along: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
+        """How fast the exponent falls if ``eta`` moves along."""
+        return self.slack @ along + (self.noise @ eta) @ along
 
 
 def descend(
@@ -41,7 +53,8 @@ def descend(
 ) -> tuple[float, float]:
     """``log Z`` of ``base exp(-eta . (T - target))``, a proper prior, and its standard error, nats.
 
-    The error is that of the measured means; what chains lag behind a rung is not in it.
+    The error is that of the measured means; what chains lag behind a rung is not in it. Where ``p_eta`` has mass elsewhere, to
+    which chains do not get, ``log Z`` is that of the region that they are in.
 
     Args:
         problem: The question.
@@ -50,43 +63,83 @@ def descend(
         eta: Multipliers.
         key: Random key.
     """
-    full = jnp.asarray(eta, float)
-    keys = jax.random.split(key, len(draws))
-    zeros = jnp.zeros(len(draws), draws.dtype)
-    size = len(eta)
-    chains = _Chains(
-        position=draws,
-        log_weight=zeros,
-        noise=keys,
-        step_size=jnp.full((), 0.2, draws.dtype),
-        eta=full,
-        reference=jnp.zeros((), draws.dtype),
-        covariance=jnp.eye(size, dtype=full.dtype),
-        log_normalizer=jnp.zeros((), draws.dtype),
-    )
-    t, log_ratio, variance = 1.0, 0.0, 0.0
-    chains, here = _rung(problem, settings, chains, jax.random.fold_in(key, 1), full, 1.0)
-    for number in range(MOST_RUNGS):
-        spread = float(np.std(here.mean + 2 * t * here.correction))
-        below = max(t - STRIDE / max(spread, 1e-12), 0.0)
-        if below == 0.0:
-            there = _slack(problem, settings, _prior(problem, jax.random.fold_in(key, 0), len(draws)), keys, full)
-        else:
-            chains, there = _rung(problem, settings, chains, jax.random.fold_in(key, 2 + number), full, below)
-        step, error = _half_way(here, there, t, below)
-        log_ratio, variance = log_ratio + step, variance + error
-        if below == 0.0:
-            return float(-log_ratio), math.sqrt(variance)
-        t, here = below, there
-    return math.nan, math.inf
+    start_key, prior_key, noise_key = jax.random.split(key, 3)
+    corners = _corners(problem, np.asarray(eta, float))
+    chains = _begin(draws, jax.random.split(noise_key, len(draws)), corners[0])
+    chains, here = _rung(problem, settings, chains, start_key, corners[0])
+    log_ratio, variance, number = 0.0, 0.0, 0
+    for first, last in itertools.pairwise(corners):
+        along, t = first - last, 1.0
+        if not np.any(last):
+            # Now the density falls towards the far ends: what was out of bounds there has no mass.
+            settings = replace(settings, within=None)
+        while t > 0.0:
+            number += 1
+            if number > MOST_RUNGS:
+                return math.nan, math.inf
+            now = last + t * along
+            t = max(t - STRIDE / max(float(np.std(here.slope(now, along))), 1e-12), 0.0)
+            below = last + t * along
+            if np.any(below):
+                chains, there = _rung(problem, settings, chains, jax.random.fold_in(key, number), below)
+            else:
+                there = _measured(problem, settings, _at_base(problem, prior_key, chains))
+            step, error = _half_way(here, there, now, below)
+            log_ratio, variance, here = log_ratio + step, variance + error, there
+    return float(-log_ratio), math.sqrt(variance)
 
 
-def _half_way(here: _Slack, there: _Slack, t: float, below: float) -> tuple[float, float]:
-    """``log Z(below) - log Z(t)`` and its variance."""
-    middle = (t + below) / 2
+def has_mass_elsewhere(
+    problem: Problem,
+    settings: ChainSettings,
+    eta: Float[np.ndarray, " M"],
+    moments: Float[np.ndarray, "N M"],
+    log_normalizer: float,
+    key: Key,
+) -> bool:
+    """Whether draws of the base, a proper prior, show mass of ``p_eta`` that is far from where its chains are.
+
+    Far is where some moment is beyond the range of the chains' by as much again. Where chains hold all but a thousandth of the
+    mass, chance shows a tenth elsewhere once in a hundred times at most, by Markov's inequality.
+
+    Args:
+        problem: The question.
+        settings: How many simulations are averaged.
+        eta: Multipliers.
+        moments: Of the chains' draws.
+        log_normalizer: Of ``p_eta``, with or without what is elsewhere, nats.
+        key: Random key.
+    """
+    draw_key, noise_key = jax.random.split(key)
+    nowhere = jnp.zeros((NUM_PRIOR_DRAWS, problem.dim))
+    chains = _at_base(problem, draw_key, _begin(nowhere, jax.random.split(noise_key, NUM_PRIOR_DRAWS), eta))
+    measured = _measured(problem, replace(settings, within=None), chains)
+    exponent = measured.exponent(np.asarray(eta, float))
+    low, high = moments.min(axis=0), moments.max(axis=0)
+    found = measured.slack + problem.target
+    far = np.any((found < 2 * low - high) | (found > 2 * high - low), axis=1) & np.isfinite(exponent)
+    if not np.any(far):
+        return False
+    log_mass = scipy.special.logsumexp(exponent[far]) - math.log(NUM_PRIOR_DRAWS)
+    return bool(log_mass > log_normalizer + math.log(ELSEWHERE))
+
+
+def _corners(problem: Problem, eta: Float[np.ndarray, " M"]) -> list[Float[np.ndarray, " M"]]:
+    """Where the way turns."""
+    second = np.array([constraint.order == 2 for constraint in problem.constraints])
+    without = np.where(second & (eta < 0), 0.0, eta)
+    corners = [eta, without, np.zeros_like(eta)]
+    return [corner for i, corner in enumerate(corners) if i == 0 or np.any(corner != corners[i - 1])]
+
+
+def _half_way(
+    here: _Measured, there: _Measured, own: Float[np.ndarray, " M"], below: Float[np.ndarray, " M"]
+) -> tuple[float, float]:
+    """``log Z(below) - log Z(own)`` and its variance."""
+    middle = (own + below) / 2
     value, variance = 0.0, 0.0
-    for sign, slack, own in ((1.0, here, t), (-1.0, there, below)):
-        change = slack.exponent(middle) - slack.exponent(own)
+    for sign, measured, eta in ((1.0, here, own), (-1.0, there, below)):
+        change = measured.exponent(middle) - measured.exponent(eta)
         usable = np.isfinite(change)
         weight = np.exp(change[usable] - change[usable].max())
         # Where the model fails there is no mass: such draws count, with no weight.
@@ -95,46 +148,52 @@ def _half_way(here: _Slack, there: _Slack, t: float, below: float) -> tuple[floa
     return value, variance
 
 
+def _begin(draws: Draws, noise: Key, eta: Float[np.ndarray, " M"]) -> _Chains:
+    return _Chains(
+        position=draws,
+        log_weight=jnp.zeros(len(draws), draws.dtype),
+        noise=noise,
+        step_size=jnp.full((), 0.2, draws.dtype),
+        eta=jnp.asarray(eta, draws.dtype),
+        reference=jnp.zeros((), draws.dtype),
+        covariance=jnp.eye(len(eta), dtype=draws.dtype),
+        log_normalizer=jnp.zeros((), draws.dtype),
+    )
+
+
 def _rung(
-    problem: Problem, settings: ChainSettings, chains: _Chains, key: Key, eta: Moments, t: float
-) -> tuple[_Chains, _Slack]:
-    chains, mean, correction = _settle(problem, settings, chains, key, eta, jnp.asarray(t, eta.dtype))
-    return chains, _Slack(np.asarray(mean, float), np.asarray(correction, float))
+    problem: Problem, settings: ChainSettings, chains: _Chains, key: Key, eta: Float[np.ndarray, " M"]
+) -> tuple[_Chains, _Measured]:
+    chains = _settle(problem, settings, chains, key, jnp.asarray(eta, chains.position.dtype))
+    return chains, _measured(problem, settings, chains)
 
 
 @eqx.filter_jit
-def _settle(
-    problem: Problem, settings: ChainSettings, chains: _Chains, key: Key, eta: Moments, t: Array
-) -> tuple[_Chains, Array, Array]:
+def _settle(problem: Problem, settings: ChainSettings, chains: _Chains, key: Key, eta: Moments) -> _Chains:
     path = _Path(problem, settings)
-    chains = chains._replace(eta=t * eta)
 
     def again(chains: _Chains, key: Key) -> tuple[_Chains, None]:
         return path.move(chains, key)[0], None
 
-    chains, _ = jax.lax.scan(again, chains, jax.random.split(key, SETTLE))
-    return chains, *_measured(path, chains, eta)
+    return jax.lax.scan(again, chains._replace(eta=eta), jax.random.split(key, SETTLE))[0]
+
+
+def _measured(problem: Problem, settings: ChainSettings, chains: _Chains) -> _Measured:
+    simulations = np.asarray(_simulations(problem, settings, chains), float)
+    count = simulations.shape[1]
+    mean = simulations.mean(axis=1)
+    deviations = simulations - mean[:, None]
+    noise = np.einsum("nsi,nsj->nij", deviations, deviations) / (count * max(count - 1, 1))
+    return _Measured(mean - problem.target, noise)
 
 
 @eqx.filter_jit
-def _slack_of(problem: Problem, settings: ChainSettings, chains: _Chains, eta: Moments) -> tuple[Array, Array]:
-    return _measured(_Path(problem, settings), chains, eta)
-
-
-def _slack(problem: Problem, settings: ChainSettings, draws: Draws, noise: Key, eta: Moments) -> _Slack:
-    zeros, nothing = jnp.zeros(len(draws), draws.dtype), jnp.zeros((), draws.dtype)
-    chains = _Chains(draws, zeros, noise, nothing, eta, nothing, jnp.eye(len(eta), dtype=eta.dtype), nothing)
-    return _Slack(*(np.asarray(part, float) for part in _slack_of(problem, settings, chains, eta)))
-
-
-def _measured(path: _Path, chains: _Chains, eta: Moments) -> tuple[Array, Array]:
-    simulations = path.measure(chains).simulations
-    slack = (simulations - jnp.asarray(path.problem.target, simulations.dtype)) @ eta
-    count = slack.shape[1]
-    correction = 0.5 * jnp.var(slack, axis=1, ddof=1) / count if count > 1 else jnp.zeros(len(slack), slack.dtype)
-    return jnp.mean(slack, axis=1), correction
+def _simulations(problem: Problem, settings: ChainSettings, chains: _Chains) -> Float[Array, "N S M"]:
+    return _Path(problem, settings).measure(chains).simulations
 
 
 @eqx.filter_jit
-def _prior(problem: Problem, key: Key, count: int) -> Draws:
-    return jax.vmap(problem.simulator.sample_prior)(jax.random.split(key, count))
+def _at_base(problem: Problem, key: Key, chains: _Chains) -> _Chains:
+    """Draws of the prior in the chains' place."""
+    keys = jax.random.split(key, len(chains.log_weight))
+    return chains._replace(position=jax.vmap(problem.simulator.sample_prior)(keys))

@@ -25,8 +25,8 @@ MOST_SKIPPED, LEAST_FINITE = 0.5, 0.5
 this part of what it was."""
 
 LEAP, RELATIVE_LEAP = 100.0, 10.0
-"""And where the median step's loss is so many nats, or times its earlier size, above the epoch before: multipliers that move
-change it by a few."""
+"""And where the median step's loss is so many nats, or times its earlier size, above the epoch before, or its last steps' are
+above or below it: multipliers that move change it by a few."""
 
 SETBACKS, YOUNG, LAST_SETBACKS = 3, 20, 6
 """Epochs in a row that diverge, after which what they went back to is no good either: a run of no more than so many good epochs

@@ -22,6 +22,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float
 from scipy.spatial import KDTree
 
+from ._journal import remembered
 from ._problem import Problem
 from ._types import Draws, Key, MomentDraws, PerDraw, Scalar, Unconstrained
 
@@ -90,7 +91,8 @@ def approach(problem: Problem, key: Key, *, num_draws: int, spreads: float, batc
     rounds: list[_Round] = []
     tolerance = np.inf
     for number in range(math.ceil(max_simulations / batch)):
-        draws, log_weight, moments = _simulate(problem, jax.random.fold_in(key, number), proposal, batch)
+        key_now = jax.random.fold_in(key, number)
+        draws, log_weight, moments = remembered(_simulate, problem, key_now, proposal, batch)
         distance_of = distance_of or _distance(problem, np.asarray(moments, float))
         found = _Round(np.asarray(draws, float), np.asarray(log_weight, float), distance_of(np.asarray(moments, float)))
         rounds.append(found)

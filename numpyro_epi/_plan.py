@@ -18,6 +18,7 @@ from ._checkpoint import Keeper, Saved, describe
 from ._chunks import NUM_CHUNKS, Chunks, given_up, run_chunks, violations
 from ._conditioned import Conditioned, conditioner
 from ._fresh import measure
+from ._journal import Journal
 from ._keys import key_text
 from ._loop import EpochRecord, Loop, LoopState, partition
 from ._outcome import STATUS, Verdict
@@ -102,9 +103,22 @@ class Plan(NamedTuple):
         numbers = {name: getattr(self, name) for name in self._fields[3:]}
         return {**describe(self.problem, self.method.described()), "key": key_text(self.key), "numbers": numbers}
 
-    def begin(self) -> starts.Start:
+    def begin(self, saved: Saved | None, keeper: Keeper | None, *, began: float) -> starts.Start:
+        """The start, from the steps of it that a checkpoint holds, if it does."""
         start = starts.default(self.problem) if self.method.start is None else self.method.start
-        return start(jax.random.split(self.key, 5)[0], self.problem)
+        key = jax.random.split(self.key, 5)[0]
+        if keeper is None:
+            return start(key, self.problem)
+        about = self.about()
+
+        def keep(arrays: dict[str, np.ndarray], now: bool = False) -> None:
+            keeper.save({**about, "seconds": time.perf_counter() - began}, arrays, now=now)
+
+        with Journal({} if saved is None else saved.arrays, keep) as journal:
+            found = start(key, self.problem)
+        if journal.arrays:
+            keep(journal.arrays, now=True)
+        return found
 
     def run(
         self, begin: starts.Start, saved: Saved | None, keeper: Keeper | None, *, began: float, progress: bool

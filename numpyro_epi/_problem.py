@@ -151,9 +151,9 @@ class Problem(eqx.Module):
             return False
         return all(t.statistic.differentiable and t.if_nonfinite is None for t in self.property.targets)
 
-    def evaluate(self, key: Key, unconstrained: Unconstrained) -> Evaluation:
-        """Run one draw and measure it. Batch it with ``jax.vmap``."""
-        draw = self.simulator(key, unconstrained)
+    def evaluate(self, key: Key, unconstrained: Unconstrained, mirrored: Bool[Array, ""] | None = None) -> Evaluation:
+        """Run one draw and measure it, with the key's noise or its mirror image. Batch it with ``jax.vmap``."""
+        draw = self.simulator(key, unconstrained, mirrored)
         moments = self.property.moments(self.property.values(draw.sites))
         log_base = draw.log_det + (draw.log_prior if self.base == "prior" else 0.0)
         finite = jnp.all(jnp.isfinite(moments)) & jnp.isfinite(log_base)

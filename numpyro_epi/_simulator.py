@@ -8,11 +8,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 from numpyro import handlers
 from numpyro.distributions import biject_to
 from numpyro.primitives import Messenger
 
+from ._mirror import sample_mirrored
 from ._types import Key, Scalar, Sites, Unconstrained
 
 
@@ -108,13 +109,18 @@ class Simulator(eqx.Module):
             start += parameter.size
         return values
 
-    def __call__(self, key: Key, unconstrained: Unconstrained) -> Draw:
+    def __call__(self, key: Key, unconstrained: Unconstrained, mirrored: Bool[Array, ""] | None = None) -> Draw:
         """Run the model once at one unconstrained draw.
+
+        Args:
+            key: Random key of the noise.
+            unconstrained: Shape [D].
+            mirrored: Whether the noise is the mirror image of the key's own (see ``_mirror``); without it, never.
 
         Raises:
             ValueError: If the vector is not of length ``dim``.
         """
-        return self._run(key, unconstrained)
+        return self._run(key, unconstrained, mirrored=mirrored)
 
     def constrain(self, unconstrained: Unconstrained) -> Draw:
         """The parameters alone at one unconstrained draw: the model is left once it has drawn them.
@@ -196,13 +202,24 @@ class Simulator(eqx.Module):
             return False
         return True
 
-    def _run(self, key: Key, unconstrained: Unconstrained, *, leave: bool = False) -> Draw:
+    def _run(
+        self,
+        key: Key,
+        unconstrained: Unconstrained,
+        *,
+        leave: bool = False,
+        mirrored: Bool[Array, ""] | None = None,
+    ) -> Draw:
         if unconstrained.shape != (self.dim,):
             raise ValueError(f"Expected an unconstrained vector of shape {(self.dim,)}; got {unconstrained.shape}.")
         pieces = self.unpack(unconstrained)
 
         def place(site: dict) -> Array | None:
-            return biject_to(site["fn"].support)(pieces[site["name"]]) if site["name"] in pieces else None
+            if site["name"] in pieces:
+                return biject_to(site["fn"].support)(pieces[site["name"]])
+            if mirrored is None or site["name"] not in self.noise:
+                return None
+            return sample_mirrored(site["fn"], site["kwargs"]["rng_key"], site["kwargs"]["sample_shape"], mirrored)
 
         return self._draw(self._trace(key, place, leave=leave), lambda name, transform, value: pieces[name])
 

@@ -18,6 +18,7 @@ import scipy.special
 from jaxtyping import Array, Float
 
 from ._certificate import Tilt, tilt
+from ._journal import remembered
 from ._pilot import ENOUGH_PER_DIM, PRIOR_SHARE, Near, Proposal, around, effective, log_density, propose
 from ._problem import Problem
 from ._types import Draws, Key, PerDraw
@@ -178,7 +179,7 @@ def _log_densities(proposal: Proposal, draws: Draws) -> PerDraw:
 
 
 def _simulate(problem: Problem, key: Key, draws: Draws, simulations: int, proposals: list[Proposal]) -> _Round:
-    measured = (np.asarray(each, float) for each in _measure(problem, key, draws, simulations))
+    measured = (np.asarray(each, float) for each in remembered(_measure, problem, key, draws, simulations))
     log_prior, log_base, moments, noise = measured
     finite = np.isfinite(moments).all(axis=1) & np.isfinite(log_base)
     found = _Round(

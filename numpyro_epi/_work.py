@@ -5,8 +5,9 @@ Work is counted and not timed, so that what follows from it is the same on every
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Float
 
-from ._chains import ChainSettings, Solved, draw_reference, solve
+from ._chains import ChainSettings, Solved, draw_reference, mirrored_pairs, solve
 from ._problem import Problem
 from ._types import Draws, Key, Moments, Scalar
 
@@ -32,6 +33,15 @@ even light ones take longer than the loop."""
 
 LIGHT = ChainSettings(num_chains=128, num_updates=80, num_transitions=4, num_simulations=2)
 """Chains of a sixteenth of the full number of transitions."""
+
+MIRRORED = ChainSettings(num_chains=128, num_updates=80, num_transitions=4, num_simulations=4, mirrored=True)
+"""Such light chains with pairs of opposite noise, two of which say how noisy their mean is."""
+
+MIRRORED_GAIN = 4.0
+"""Least ratio of noise in the mean of two independent simulations to that of an opposite pair from which pairs are used."""
+
+MOST_SIMULATIONS, MOST_RUNS = 64, 3
+"""Of one evaluation by light chains, and of the chains, each with what the last one showed to be needed."""
 
 LARGE_NOISE, NOISE_DRAWS = 0.005, 500
 """Share of a moment's variance over the base that may be noise where only two simulations are averaged: the property may narrow
@@ -54,12 +64,17 @@ def expensive(problem: Problem) -> bool:
 
 def has_large_noise(problem: Problem) -> bool:
     """Whether averages of two simulations are too noisy for chains."""
-    return bool(problem.simulator.noise) and float(_noise_share(problem)) > LARGE_NOISE
+    return bool(problem.simulator.noise) and _noise_share(problem) > LARGE_NOISE
 
 
 def chain_settings(problem: Problem) -> ChainSettings:
-    """Full chains where a simulation is trivial, or its noise so large that many are averaged; light ones elsewhere."""
+    """Full chains where a simulation is trivial, or its noise so large that many are averaged; light ones elsewhere.
+
+    With pairs of opposite noise where most of it cancels in them.
+    """
     if problem.simulator.noise:
+        if _cancels(problem):
+            return MIRRORED
         return ChainSettings() if has_large_noise(problem) else LIGHT
     return LIGHT if work(problem) > TRIVIAL else ChainSettings()
 
@@ -67,47 +82,93 @@ def chain_settings(problem: Problem) -> ChainSettings:
 def solve_by_chains(problem: Problem, key: Key, settings: ChainSettings | None) -> tuple[Solved, ChainSettings]:
     """Run these chains, or those that the problem asks for.
 
-    These are run again at full size where the solution's own multipliers make the noise too large for light ones.
+    These are run again with more simulations where the solution's own multipliers make the noise too large for so few.
     """
     chosen = settings or chain_settings(problem)
     solved = solve(problem, key, chosen)
-    if settings is None and chosen == LIGHT and problem.simulator.noise and np.all(np.isfinite(solved.eta)):
-        if not exponent_noise(problem, solved) / chosen.num_simulations <= MAX_EXPONENT_NOISE:
-            chosen = ChainSettings()
-            solved = solve(problem, key, chosen)
+    if settings is not None or not problem.simulator.noise:
+        return solved, chosen
+    for _ in range(MOST_RUNS - 1):
+        if not np.all(np.isfinite(solved.eta)) or (more := _enough(problem, solved, chosen)) == chosen:
+            break
+        if not solved.converged and more.num_simulations == MOST_SIMULATIONS:
+            # Multipliers that ran off ask for any number of simulations.
+            break
+        chosen = replace(more, within=solved.within)
+        solved = solve(problem, key, chosen)
     return solved, chosen
 
 
-def exponent_noise(problem: Problem, solved: Solved) -> float:
-    """Variance of ``eta . T`` that is one simulation's noise, averaged over the solution's draws, nats^2."""
-    return float(_exponent_noise(problem, solved.draws.reshape(-1, problem.dim), jnp.asarray(solved.eta, float)))
+def _enough(problem: Problem, solved: Solved, settings: ChainSettings) -> ChainSettings:
+    """The chains' settings, with more simulations or opposite pairs if the noise of ``eta . T`` asks for them."""
+    alone, paired = exponent_noise(problem, solved)
+    pairs = settings.num_simulations // 2
+    if (paired / pairs if settings.mirrored else alone / settings.num_simulations) <= MAX_EXPONENT_NOISE:
+        return settings
+    needed = max(math.ceil(alone / MAX_EXPONENT_NOISE), 2)
+    needed_paired = 2 * max(math.ceil(paired / MAX_EXPONENT_NOISE), 2)
+    mirrored = needed_paired < needed
+    count = min(needed_paired if mirrored else needed, MOST_SIMULATIONS)
+    more = mirrored != settings.mirrored or count > settings.num_simulations
+    return replace(settings, num_simulations=count, mirrored=mirrored) if more else settings
+
+
+def exponent_noise(problem: Problem, solved: Solved) -> tuple[float, float]:
+    """Variance of ``eta . T`` that is noise, averaged over the solution's draws, nats^2.
+
+    Returns:
+        That of one simulation and that of the mean of an opposite pair.
+    """
+    alone, paired = _exponent_noise(problem, solved.draws.reshape(-1, problem.dim), jnp.asarray(solved.eta, float))
+    return float(alone), float(paired)
 
 
 @eqx.filter_jit
-def _exponent_noise(problem: Problem, draws: Draws, eta: Moments) -> Scalar:
+def _exponent_noise(problem: Problem, draws: Draws, eta: Moments) -> tuple[Scalar, Scalar]:
     index_key, noise_key = jax.random.split(jax.random.key(0))
     some = draws[jax.random.randint(index_key, (NOISE_DRAWS,), 0, len(draws))]
-    return jnp.mean(0.5 * jnp.square((_pairs(problem, noise_key, some) @ eta) @ jnp.array([1.0, -1.0])))
+    exponent = _pairs(problem, noise_key, some) @ eta
+    return _variance_between(exponent[:, :, 0]), _variance_between(jnp.mean(exponent, axis=2))
 
 
-def _pairs(problem: Problem, key: Key, draws: Draws) -> Float[Array, "N 2 M"]:
-    """Moments of two simulations of each draw."""
+def _variance_between(two: Float[Array, "N 2 *M"]) -> Float[Array, "*M"]:
+    """Mean variance of one of two independent numbers with the same mean, with or without trailing axes."""
+    return jnp.nanmean(0.5 * jnp.square(two[:, 0] - two[:, 1]), axis=0)
+
+
+def _pairs(problem: Problem, key: Key, draws: Draws) -> Float[Array, "N 2 2 M"]:
+    """Moments of two independent simulations of each draw, and of each one's mirror image."""
     keys = jax.random.split(key, (len(draws), 2))
-    return jax.vmap(jax.vmap(problem.evaluate, (0, None)))(keys, draws).moments
+    return jax.vmap(partial(mirrored_pairs, problem))(keys, draws).moments
+
+
+class _Noise(NamedTuple):
+    """Shares of the moments' variance over the base: of the noise of one simulation and of an opposite pair's mean, [M]."""
+
+    alone: Moments
+    paired: Moments
+
+
+def _cancels(problem: Problem) -> bool:
+    """Whether opposite pairs are worth it for every moment that has much noise at all."""
+    alone, paired = (np.asarray(part, float) for part in _noise_shares(problem))
+    return bool(np.sum(paired) * MIRRORED_GAIN < np.sum(alone) / 2)
+
+
+def _noise_share(problem: Problem) -> float:
+    """Largest share of a moment's variance over the base that is the simulator's noise."""
+    return float(np.max(_noise_shares(problem).alone))
 
 
 @eqx.filter_jit
-def _noise_share(problem: Problem) -> Scalar:
-    """Largest share of a moment's variance over the base that is the simulator's noise; failed draws are left out.
-
-    The base is the prior where it is proper, a wide normal of the unconstrained parameters elsewhere, as for chains.
-    """
+def _noise_shares(problem: Problem) -> _Noise:
+    """Failed draws are left out. The base is the prior where it is proper, a wide normal elsewhere, as for chains."""
     draws_key, noise_key = jax.random.split(jax.random.key(0))
     draws = jax.vmap(partial(draw_reference, problem))(jax.random.split(draws_key, NOISE_DRAWS))
     moments = _pairs(problem, noise_key, draws)
-    moments = jnp.where(jnp.all(jnp.isfinite(moments), axis=(1, 2), keepdims=True), moments, jnp.nan)
-    within = jnp.nanmean(0.5 * jnp.square(moments[:, 0] - moments[:, 1]), axis=0)
-    return jnp.max(within / jnp.maximum(jnp.nanvar(moments[:, 0], axis=0), jnp.finfo(within.dtype).tiny))
+    moments = jnp.where(jnp.all(jnp.isfinite(moments), axis=(1, 2, 3), keepdims=True), moments, jnp.nan)
+    spread = jnp.maximum(jnp.nanvar(moments[:, 0, 0], axis=0), jnp.finfo(moments.dtype).tiny)
+    return _Noise(_variance_between(moments[:, :, 0]) / spread, _variance_between(jnp.mean(moments, axis=2)) / spread)
 
 
 def _count(jaxpr: Jaxpr) -> int:

@@ -304,7 +304,7 @@ def answer(**changes) -> Solved:
     """Two chains of two draws of one moment, at 0.9 and 1.1."""
     moments = jnp.array([[[0.9], [1.1]], [[1.1], [0.9]]])
     nothing = np.zeros(1)
-    base = Solved(nothing, np.zeros((1, 1)), nothing, True, moments, moments, 0.0, 0.8, 1, 1)
+    base = Solved(nothing, np.zeros((1, 1)), nothing, True, moments, moments, 0.0, 0.8, None, 1, 1)
     return base._replace(**changes)
 
 
@@ -343,10 +343,11 @@ NOISY = ("linear_gaussian_simulator", "noisy_spread")
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NOISY)
-def test_noise_leaves_multipliers_right(name):
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_noise_leaves_multipliers_right(name, mirrored):
     """The mean of few simulations alone would make them wrong: see the next test."""
     exact = {**EXACT, **CHOSEN}[name]()
-    found = solve(exact.problem, jax.random.key(0), ChainSettings())
+    found = solve(exact.problem, jax.random.key(0), ChainSettings(mirrored=mirrored))
     assert_multipliers(exact, found)
     assert found.settled(exact.problem.target, 0.05)
     assert abs(found.log_normalizer - exact.objective) < 0.1
@@ -366,6 +367,13 @@ def test_infeasible_property_does_not_settle():
     exact = EXACT["linear_gaussian_infeasible"]()
     found = solve(exact.problem, jax.random.key(0), SMALL)
     assert not found.settled(exact.problem.target, 0.05)
+
+
+def test_pairs_of_opposite_noise_need_two_of_them():
+    with pytest.raises(ValueError, match="Expected two pairs of simulations or more .* got num_simulations=3"):
+        ChainSettings(num_simulations=3, mirrored=True)
+    with pytest.raises(TypeError, match="Expected mirrored to be True or False; got 1"):
+        ChainSettings(mirrored=1)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])

@@ -13,7 +13,7 @@ import optax
 import pytest
 
 import numpyro_epi as epi
-from numpyro_epi import _checkpoint, _chunks, _plan
+from numpyro_epi import _chains, _checkpoint, _chunks, _journal, _plan
 
 KEY = jax.random.key(3)
 
@@ -86,6 +86,53 @@ def test_a_killed_run_ends_at_the_same_numbers(chunks, tmp_path, monkeypatch, wh
     killed_after(chunks, path, monkeypatch)
     resumed = epi.resume(path, problem(), **METHOD, progress=False)
     assert_same(resumed, whole)
+
+
+SHORT = _chains.ChainSettings(num_chains=64, num_updates=20, num_transitions=4, num_draws=4, max_rounds=4)
+SEARCHES = {
+    "chains": epi.starts.Chains(settings=SHORT, tolerance=10.0),
+    "weighed": epi.starts.Pilot(num_draws=20, batch=100, num_weighed=50, max_simulations=2000),
+}
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_run_killed_in_its_start_repeats_none_of_its_steps(name, tmp_path, monkeypatch):
+    path, chosen = tmp_path / "run.ckpt", {"start": SEARCHES[name]}
+    expected = epi.fit(KEY, problem(), **OPTIONS | chosen)
+    killed_after(2, path, monkeypatch, **chosen)
+    kept = _checkpoint.read(path)
+    assert "begin" not in kept.about
+    assert {name.split(".")[1] for name in kept.arrays} == {"0", "1"}
+    found = []
+    read = _journal.Journal._read
+    monkeypatch.setattr(_journal.Journal, "_read", lambda self, *args: found.append(args[0]) or read(self, *args))
+    assert_same(epi.resume(path, problem(), **METHOD | chosen, progress=False), expected)
+    assert found == ["start.0.", "start.1."]
+
+
+def test_steps_of_another_start_are_refused():
+    def step(size):
+        return jnp.zeros(size)
+
+    with _journal.Journal({}, lambda arrays: None) as journal:
+        _journal.remembered(step, 3)
+    with _journal.Journal(journal.arrays, lambda arrays: None):
+        np.testing.assert_array_equal(_journal.remembered(step, 3), np.zeros(3))
+    with (
+        _journal.Journal(journal.arrays, lambda arrays: None),
+        pytest.raises(
+            ValueError, match=r"Expected the start that the run was given; step 0.0 .* is \(3,\), not \(4,\)"
+        ),
+    ):
+        _journal.remembered(step, 4)
+
+
+def test_steps_beyond_the_journal_s_size_are_not_kept(monkeypatch):
+    monkeypatch.setattr(_journal, "MOST_BYTES", 100)
+    with _journal.Journal({}, lambda arrays: None) as journal:
+        for size in (10, 1000, 10):
+            assert _journal.remembered(np.zeros, size).shape == (size,)
+    assert list(journal.arrays) == ["start.0.0"]
 
 
 def test_checkpoints_change_nothing(tmp_path, whole):
@@ -207,7 +254,8 @@ def test_missing_and_foreign_files(tmp_path):
     foreign = tmp_path / "notes.txt"
     foreign.write_text("numpyro-epi checkpoint 9\n")
     with pytest.raises(
-        ValueError, match="Expected 'numpyro-epi checkpoint 1' at the start of .*got 'numpyro-epi checkpoint 9'"
+        ValueError,
+        match=r"Expected 'numpyro-epi checkpoint 2' at the start of .*got 'numpyro-epi checkpoint 9'.*the version of",
     ):
         epi.resume(foreign)
 

@@ -9,6 +9,8 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from chosen_problems import CHOSEN
+from flowjax import bijections
+from flowjax.distributions import StandardNormal, Transformed
 from problems import EXACT
 from scipy import stats
 
@@ -320,6 +322,38 @@ def test_sensitive_directions_of_a_normal_are_its_axes(normal):
             np.testing.assert_allclose(found["curvature"].values[i], -eigenvalues[::-1][i], rtol=rtol)
         # The statistic is the parameter itself.
         np.testing.assert_allclose(found["response"].values, found["vector"].values, atol=1e-5)
+
+
+@pytest.mark.parametrize("noise", [0.0, 2.0])
+def test_sensitivity_of_a_fit_is_the_property_s_and_not_the_flow_s_at_bounds(noise):
+    """Of ``x = z_0 + noise e``, T = (x, x^2): g is ``-eta_0 - 2 eta_1 z_0`` along the first parameter and zero along the second.
+
+    One simulation's g would have ``(2 eta_1 noise)^2`` more in its square.
+    """
+
+    def model():
+        z = numpyro.sample("z", dist.Uniform(-1.0, 1.0).expand([2]).to_event(1))
+        numpyro.sample("spare", dist.Normal())
+        e = numpyro.sample("e", dist.Normal()) if noise else 0.0
+        numpyro.deterministic("x", z[0] + noise * e)
+
+    prop = epi.EmergentProperty(
+        epi.Target(epi.statistics.value.bind(site="x"), mean=0.2, name="x"),
+        epi.Target(epi.statistics.square.bind(site="x"), mean=0.2, name="square"),
+    )
+    problem = epi.Problem(model, prop, parameters=("z",))
+    # Narrower than the prior in unconstrained coordinates, so that its slope grows beyond all bounds at the box's.
+    flow = Transformed(StandardNormal((2,)), bijections.Affine(jnp.zeros(2), jnp.full(2, 1.5)))
+    eta = np.array([0.7, 1.3])
+    found = Density(problem, OfFlow(flow), eta).sensitivity(jax.random.key(0))
+    z = np.asarray(Density(problem, OfFlow(flow)).sample(jax.random.key(1), 100_000)["z"][:, 0], float)
+    expected = np.mean((eta[0] + 2 * eta[1] * z) ** 2)
+    # 2,000 draws, with noise two simulations each.
+    assert found["curvature"].values[0] == pytest.approx(-expected, rel=0.05 if not noise else 0.3)
+    assert found["curvature"].values[1] == pytest.approx(0.0, abs=1e-5)
+    assert angle(found["vector"].values[0], [1.0, 0.0]) < 0.1
+    own = Density(problem, OfFlow(flow)).sensitivity(jax.random.key(0))
+    assert abs(own["curvature"].values[1]) > 1.0
 
 
 def test_moved_targets_move_the_parameters_mean(normal):

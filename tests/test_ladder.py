@@ -5,6 +5,8 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.optimize
+import scipy.special
 import scipy.stats
 
 import numpyro_epi as epi
@@ -32,6 +34,45 @@ def test_shrunk_normal(eta):
     found, error = descend(problem, SETTINGS, draws, np.array([eta]), jax.random.key(1))
     assert abs(found - (eta * target - 0.5 * DIM * np.log1p(2 * eta))) < 4 * error + 0.02
     assert error < 0.25
+
+
+@pytest.mark.slow
+def test_answer_that_leaves_more_mass_elsewhere_is_that_of_its_region_and_says_so():
+    """A spread wider than the many dimensions give it: ``exp(-eta T)`` grows with the squared deviation, and at the prior's own
+    lengths, |z|^2 = 60, it has more mass than around |z|^2 = 5. Quadrature over |z|^2 below 20 alone, where the density of
+    it has its gap, gives the answer of the region."""
+    target = epi.Target(squared_length, mean=5.0, std=1.05)
+    problem = epi.Problem(cloud, epi.EmergentProperty(target))
+    found = epi.solve_dual(jax.random.key(0), problem, settings=SETTINGS)
+    grid = np.linspace(0.5, 20.0, 20_000)
+    moments = np.stack([grid - 5.0, (grid - 5.0) ** 2 - 1.05**2])
+    log_base = scipy.stats.chi2.logpdf(grid, DIM) + np.log(grid[1] - grid[0])
+
+    def dual(eta):
+        return scipy.special.logsumexp(log_base - eta @ moments)
+
+    exact = scipy.optimize.minimize(
+        dual, np.array([5.0, 0.0]), method="Nelder-Mead", options={"xatol": 1e-7, "fatol": 1e-9}
+    )
+    assert exact.x[1] < -0.1
+    assert found.satisfied
+    assert found.local
+    assert "of what stays around the property" in str(found)
+    assert np.all(np.abs(found.eta - exact.x) < 4 * found.standard_error + 0.01 * np.abs(exact.x))
+    assert abs(found.log_normalizer - exact.fun) < 0.3
+    whole = scipy.special.logsumexp(
+        scipy.stats.chi2.logpdf(s := np.linspace(0.5, 200.0, 50_000), DIM)
+        - exact.x @ np.stack([s - 5.0, (s - 5.0) ** 2 - 1.05**2])
+    )
+    assert whole > exact.fun + 5.0
+
+
+@pytest.mark.slow
+def test_answer_with_all_its_mass_says_nothing():
+    problem = epi.Problem(cloud, epi.EmergentProperty(epi.Target(squared_length, mean=40.0)))
+    found = epi.solve_dual(jax.random.key(0), problem, settings=SETTINGS)
+    assert found.satisfied
+    assert not found.local
 
 
 def test_failing_simulations_have_no_mass():

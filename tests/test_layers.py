@@ -15,12 +15,13 @@ import numpyro_epi
 PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
     ("_types", "_arguments", "_process", "_keys", "_registry", "_html", "_files", "_stop", "_seal", "_inspection"),
-    ("statistics", "signals", "multipliers", "flows", "_simulator", "_summits"),
+    ("statistics", "signals", "multipliers", "flows", "_mirror", "_simulator", "_summits"),
     ("_property", "_problem", "_conditioned", "_guide", "_check"),
     ("objectives", "_outcome", "_responses", "_density", "_result"),
     (
         "_loop",
         "_fresh",
+        "_journal",
         "_chains",
         "_ladder",
         "_pilot",
