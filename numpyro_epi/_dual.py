@@ -39,6 +39,9 @@ ADAPTIVE = {"batch": 2000, "max_simulations": 500_000}
 BRIDGE_COMPONENTS = 12
 """Normal distributions, fitted to the draws, that bridge to the normaliser."""
 
+MOST_BRIDGED = 60
+"""Parameters beyond which normal distributions do not meet a solution that chains can walk back from."""
+
 _ADVICE = {
     "chains": "Some mean is not known within the tolerance. Give more chains (settings=ChainSettings(num_chains=...)).",
     "reweight": "Too few of the prior's draws have the property. Use method='chains'.",
@@ -67,7 +70,7 @@ class DualSolution(eqx.Module):
             of that region. Over the whole base a minute share of simulations far away could widen a spread at less cost.
         ess: Effective draws: the least over all moments for chains, that of the weights for weighted draws.
         rhat: Largest split R-hat of a moment over the chains; NaN for weighted draws.
-        khat: Pareto shape of the weights; of those that bridge to ``log_normalizer`` for chains.
+        khat: Pareto shape of the weights; of those that bridge to ``log_normalizer`` for chains, NaN where none do.
         num_simulations: Model runs used, gradients included.
         seconds: Wall time, compile included.
         seed: The key the run was given, as text.
@@ -265,13 +268,15 @@ def _by_chains(problem: Problem, solved: Solved, settings: ChainSettings, key: K
             log_weight, status = tilted.log_weight, STATUS.satisfied
     log_normalizer, khat, error, local = solved.log_normalizer, np.nan, 0.0, False
     if status is STATUS.satisfied:
-        bridged = assess(key, problem, mixture_of_normals(draws), solved.eta, solution=draws)
-        khat = bridged.khat
-        # Draws of the solution are among the proposals, so that no weight is large: only the overlap says whether they meet.
-        meets = khat < MAX_KHAT and bridged.ess > MIN_ESS and bridged.overlap > MIN_OVERLAP
-        if meets:
-            # At the multipliers that its own draws ask for; the dual is flat there.
-            log_normalizer, error = bridged.upper_bound, bridged.overlap**-0.5
+        meets = False
+        if problem.dim <= MOST_BRIDGED or not begins_at_base(problem):
+            bridged = assess(key, problem, mixture_of_normals(draws), solved.eta, solution=draws)
+            khat = bridged.khat
+            # Draws of the solution are among the proposals, so that no weight is large: only the overlap says whether they meet.
+            meets = khat < MAX_KHAT and bridged.ess > MIN_ESS and bridged.overlap > MIN_OVERLAP
+            if meets:
+                # At the multipliers that its own draws ask for; the dual is flat there.
+                log_normalizer, error = bridged.upper_bound, bridged.overlap**-0.5
         if begins_at_base(problem):
             # The bridge sees mass elsewhere, which is not the chains'; the way back does not.
             back = None if meets else descend(problem, settings, solved.draws[:, -1], solved.eta, key)
