@@ -13,8 +13,8 @@ import paramax
 from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ._problem import Problem
-from ._types import Key, Metric, Moments, Scalar
+from ._problem import Evaluation, Problem
+from ._types import Key, Metric, Moments, Scalar, Unconstrained
 from .multipliers import AbstractMultiplierRule, EpochSummary, shrunk_inverse
 from .objectives import AbstractObjective, Batch, Lagrangian
 
@@ -87,6 +87,7 @@ class EpochRecord(NamedTuple):
         penalty: Mean of ``diag(P) var(T)``: the penalty's dimensionless strength.
         finite_share: Share of draws with finite moments.
         skipped: Steps left out because their gradient was not finite.
+        without_gradient: Draws, at least, that gave finite moments but no finite gradient, and were left out of their batch's.
         slack_variance: Variance of ``log q - log base + eta . T``, nats^2; zero at the optimum of a noiseless problem.
         remaining: Share of the way of the annealed targets still to go, 1 to 0.
         step_scale: Share of the optimiser's step that was taken.
@@ -103,6 +104,7 @@ class EpochRecord(NamedTuple):
     penalty: Scalar
     finite_share: Scalar
     skipped: Int[Array, ""]
+    without_gradient: Int[Array, ""]
     slack_variance: Scalar
     remaining: Scalar
     step_scale: Scalar
@@ -172,6 +174,7 @@ class Loop(eqx.Module):
             penalty=jnp.mean(jnp.diagonal(lagrangian.metric) * jnp.diagonal(summary.covariance)),
             finite_share=jnp.mean(steps.finite_share),
             skipped=jnp.sum(steps.skipped),
+            without_gradient=jnp.sum(steps.without_gradient),
             slack_variance=jnp.mean(steps.slack_variance),
             remaining=state.remaining,
             step_scale=before.step_scale,
@@ -190,11 +193,16 @@ class Loop(eqx.Module):
     def _step(self, state: LoopState, lagrangian: Lagrangian) -> tuple[LoopState, "StepRecord"]:
         key, batch_key = jax.random.split(state.key)
 
-        def loss_of(parameters: PyTree) -> tuple[Scalar, Batch]:
+        def loss_of(parameters: PyTree, tally: Scalar) -> tuple[Scalar, Batch]:
             flow = combine(parameters, self.static)
-            return self.objective(batch_key, flow, self.problem.evaluate, lagrangian, self.num_draws)
 
-        (loss, batch), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.parameters)
+            def evaluate(key: Key, unconstrained: Unconstrained) -> Evaluation:
+                return self.problem.evaluate(key, _counted(unconstrained, tally))
+
+            return self.objective(batch_key, flow, evaluate, lagrangian, self.num_draws)
+
+        found = jax.value_and_grad(loss_of, argnums=(0, 1), has_aux=True)(state.parameters, jnp.zeros((), float))
+        (loss, batch), (gradient, tally) = found
         # A step whose gradient is not finite counts as one without slope.
         usable = jnp.isfinite(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(gradient)))
         gradient = jax.tree.map(lambda leaf: jnp.where(usable, leaf, 0.0), gradient)
@@ -207,7 +215,7 @@ class Loop(eqx.Module):
         state = state._replace(
             parameters=parameters, averaged=averaged, optimizer=optimizer, key=key, step=state.step + 1
         )
-        return state, _record_step(loss, batch, lagrangian, usable)
+        return state, _record_step(loss, batch, lagrangian, usable, tally)
 
 
 class StepRecord(NamedTuple):
@@ -220,7 +228,26 @@ class StepRecord(NamedTuple):
     covariance: Metric
     finite_share: Scalar
     skipped: Int[Array, ""]
+    without_gradient: Int[Array, ""]
     slack_variance: Scalar
+
+
+@jax.custom_vjp
+def _counted(unconstrained: Unconstrained, tally: Scalar) -> Unconstrained:
+    """The identity; a gradient of it that is not finite is dropped, and adds one to the tally's."""
+    return unconstrained
+
+
+def _forward(unconstrained, tally):
+    return unconstrained, tally
+
+
+def _backward(tally, cotangent):
+    usable = jnp.all(jnp.isfinite(cotangent))
+    return jnp.where(usable, cotangent, 0.0), 1.0 - usable.astype(tally.dtype)
+
+
+_counted.defvjp(_forward, _backward)
 
 
 def partition(flow: AbstractDistribution) -> tuple[PyTree, PyTree]:
@@ -281,7 +308,7 @@ def masked_moments(moments: Float[Array, "N M"], finite: Float[Array, " N"]) -> 
     return mean, centred.T @ centred / (count - 1)
 
 
-def _record_step(loss: Scalar, batch: Batch, lagrangian: Lagrangian, usable: Array) -> StepRecord:
+def _record_step(loss: Scalar, batch: Batch, lagrangian: Lagrangian, usable: Array, tally: Scalar) -> StepRecord:
     weights = batch.finite.astype(batch.log_q.dtype)
     violations = batch.moments - lagrangian.target
     relative = batch.log_q - batch.log_base
@@ -297,6 +324,8 @@ def _record_step(loss: Scalar, batch: Batch, lagrangian: Lagrangian, usable: Arr
         covariance=covariance[:size, :size],
         finite_share=jnp.mean(weights),
         skipped=1 - usable.astype(int),
+        # A simulation that failed may have no gradient either, and is counted as such.
+        without_gradient=jnp.maximum(tally - jnp.sum(1.0 - weights), 0.0).astype(int),
         slack_variance=covariance[-1, -1],
     )
 

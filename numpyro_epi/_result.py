@@ -294,6 +294,12 @@ class Result(eqx.Module):
         if v.finite_share < 1:
             lines.append(("finite", f"{100 * v.finite_share:.2f} % of simulations"))
         skipped, diverged = (int(np.sum(self.records.get(name, 0))) for name in ("skipped", "diverged"))
+        without = int(np.sum(self.records.get("without_gradient", 0)))
+        if without:
+            of = max(settings["steps"], 1) * settings["num_draws"]
+            lines.append(
+                ("gradients", f"of {without} draws in {of} were not finite, and left out: the slope may be biased")
+            )
         if skipped:
             lines.append(("skipped", f"{skipped} of {settings['steps']} steps, whose gradient was not finite"))
         if diverged:
