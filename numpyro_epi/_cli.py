@@ -11,7 +11,8 @@ import itertools
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -40,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("numpyro-epi: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return CUT_BY[getattr(stop, "signal_name", "SIGINT")]
     # Every command runs the user's code, or a plugin's: whatever that raises is reported on one line.
     except Exception as error:
         if arguments.traceback:
@@ -210,7 +211,8 @@ def _fit(arguments: argparse.Namespace) -> int:
         remove(checkpoint)
     if arguments.quiet:
         given["progress"] = False
-    found = fit(jax.random.key(arguments.seed), problem, checkpoint=checkpoint, **given)
+    with _told_where_to_go_on(checkpoint):
+        found = fit(jax.random.key(arguments.seed), problem, checkpoint=checkpoint, **given)
     return _finished(found, path, checkpoint, overwrite=arguments.overwrite)
 
 
@@ -227,8 +229,20 @@ def _resume(arguments: argparse.Namespace) -> int:
     origin = read(checkpoint).about["origin"]
     # A registered problem, or none that is known, is for `resume` to find; one of a file is found here.
     problem = _asked_for(*origin) if origin and ".py:" in origin[0] else None
-    found = resume(checkpoint, problem, progress=False if arguments.quiet else None)
+    with _told_where_to_go_on(checkpoint):
+        found = resume(checkpoint, problem, progress=False if arguments.quiet else None)
     return _finished(found, path, checkpoint, overwrite=arguments.overwrite)
+
+
+@contextmanager
+def _told_where_to_go_on(checkpoint: Path) -> Iterator[None]:
+    """For a run that is stopped before it has a result."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if checkpoint.exists():
+            print(f"interrupted before the first step\nGo on with it: numpyro-epi resume {checkpoint}")
+        raise
 
 
 def _finished(result: Any, path: Path, checkpoint: Path, *, overwrite: bool) -> int:

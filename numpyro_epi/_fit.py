@@ -49,7 +49,8 @@ def fit(
     """Find the maximum-entropy distribution of a problem's parameters that has its emergent property.
 
     Control-C, or SIGTERM, is answered when the steps that are being computed are done, by the result so far, whose status is
-    ``interrupted``; a second one acts at once.
+    ``interrupted``; a second one acts at once. Before the first step there is no result: the run is left then, and a checkpoint
+    holds what was simulated for the start.
 
     Args:
         key: Random key, ``jax.random.key(seed)``; the same key gives the same result.
@@ -85,6 +86,7 @@ def fit(
             written by another run.
         MemoryError: If a step's draws do not fit, with the number of them that would.
         RuntimeError: If the device fails while it runs.
+        KeyboardInterrupt: If a run with a checkpoint is asked to stop before its first step; the message names it.
     """
     began = time.perf_counter()
     key = checked_key(key)
@@ -139,6 +141,7 @@ def resume(
             a run that is still going on.
         MemoryError: See `fit`, as for `RuntimeError`.
         RuntimeError: If the device fails while it runs.
+        KeyboardInterrupt: See `fit`.
     """
     began = time.perf_counter()
     saved = read(checkpoint)

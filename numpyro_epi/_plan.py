@@ -26,7 +26,7 @@ from ._problem import Problem
 from ._restarts import Candidates, Fleet, rank
 from ._result import Result
 from ._snapshots import Recorder
-from ._stop import StopRequest
+from ._stop import StoppedBeforeFirstStep, StopRequest
 from ._types import Key, Metric, Moments
 from .multipliers import AbstractMultiplierRule
 from .objectives import AbstractObjective, Anchored
@@ -112,12 +112,14 @@ class Plan(NamedTuple):
         about = self.about()
 
         def keep(arrays: dict[str, np.ndarray], now: bool = False) -> None:
-            keeper.save({**about, "seconds": time.perf_counter() - began}, arrays, now=now)
+            keeper.save({**about, "seconds": time.perf_counter() - began}, arrays, now=now or bool(stop))
+            if stop:
+                raise StoppedBeforeFirstStep(stop.signal_name, keeper.path)
 
-        with Journal({} if saved is None else saved.arrays, keep) as journal:
+        with StopRequest() as stop, Journal({} if saved is None else saved.arrays, keep) as journal:
             found = start(key, self.problem)
-        if journal.arrays:
-            keep(journal.arrays, now=True)
+            if journal.arrays or stop:
+                keep(journal.arrays, now=True)
         return found
 
     def run(

@@ -8,6 +8,20 @@ from typing import Any
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class StoppedBeforeFirstStep(KeyboardInterrupt):
+    """A run was asked to stop while it looked for its start: there is no result yet, but a checkpoint.
+
+    Attributes:
+        signal_name: SIGINT or SIGTERM.
+    """
+
+    def __init__(self, signal_name: str, checkpoint: object):
+        super().__init__(
+            f"{signal_name} before the first step; epi.resume({str(checkpoint)!r}) goes on with the start."
+        )
+        self.signal_name = signal_name
+
+
 class StopRequest:
     """While active, SIGINT and SIGTERM are noted; a second one acts as it would have without.
 

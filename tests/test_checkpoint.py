@@ -110,6 +110,26 @@ def test_a_run_killed_in_its_start_repeats_none_of_its_steps(name, tmp_path, mon
     assert found == ["start.0.", "start.1."]
 
 
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_run_stopped_in_its_start_leaves_a_checkpoint_and_says_so(name, tmp_path, monkeypatch):
+    path, chosen = tmp_path / "run.ckpt", {"start": SEARCHES["weighed"]}
+    step = _journal.Journal.step
+
+    def step_and_signal(self, *args):
+        if self._number == 1:
+            os.kill(os.getpid(), getattr(signal, name))
+        return step(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_journal.Journal, "step", step_and_signal)
+        with pytest.raises(
+            KeyboardInterrupt, match=rf"{name} before the first step; epi.resume\('.*run.ckpt'\)"
+        ) as stop:
+            epi.fit(KEY, problem(), checkpoint=path, every=1e6, **OPTIONS | chosen)
+    assert stop.value.signal_name == name
+    assert {name.split(".")[1] for name in _checkpoint.read(path).arrays} == {"0", "1"}
+
+
 def test_steps_of_another_start_are_refused():
     def step(size):
         return jnp.zeros(size)

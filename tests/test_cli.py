@@ -18,6 +18,7 @@ from numpyro_epi import _gallery
 from numpyro_epi._arviz import read_arviz
 from numpyro_epi._cli import main
 from numpyro_epi._problem import Problem
+from numpyro_epi._stop import StoppedBeforeFirstStep
 
 FILE = (
     GOOD_PROBLEM
@@ -372,6 +373,18 @@ def test_an_interrupted_run_says_so(problem_file, monkeypatch, capsys):
     monkeypatch.setattr(numpyro_epi, "fit", fit, raising=False)
     assert main(["fit", f"{problem_file}:ready"]) == 130
     assert capsys.readouterr().err == "numpyro-epi: interrupted\n"
+
+
+def test_a_run_stopped_before_its_first_step_says_where_to_go_on(problem_file, here, monkeypatch, capsys):
+    def fit(key, problem, checkpoint):
+        checkpoint.write_text("so far")
+        raise StoppedBeforeFirstStep("SIGTERM", checkpoint)
+
+    monkeypatch.setattr(numpyro_epi, "fit", fit, raising=False)
+    assert main(["fit", f"{problem_file}:ready"]) == 143
+    said = capsys.readouterr()
+    assert said.out == "interrupted before the first step\nGo on with it: numpyro-epi resume resting.nc.ckpt\n"
+    assert said.err == "numpyro-epi: interrupted\n"
 
 
 @pytest.mark.parametrize(("cut_by", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
