@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._arguments import as_number, check_count, check_positive
 from ._journal import remembered
@@ -559,13 +559,17 @@ class _Path(eqx.Module):
         if slack.size > 1:
             log_density = log_density - 0.5 * jnp.var(slack, ddof=1) / slack.size
         if self.settings.within is not None:
-            spreads = jnp.asarray(_wanted_spreads(self.problem), log_density.dtype)
-            away = jnp.abs(found.moments - self._target(spreads.dtype))
-            beyond = jnp.any((spreads > 0) & (away > self.settings.within * spreads))
-            log_density = jnp.where(beyond & (reference == 0), -jnp.inf, log_density)
+            log_density = jnp.where((reference == 0) & ~self.is_within(found), -jnp.inf, log_density)
         if begins_at_base(self.problem):
             return log_density
         return log_density + reference * (found.log_reference - found.log_base)
+
+    def is_within(self, found: _Measured) -> Bool[Array, ""]:
+        """Whether every statistic with a wanted spread is within so many of them of its mean."""
+        spreads = jnp.asarray(_wanted_spreads(self.problem), found.simulations.dtype)
+        away = jnp.abs(found.moments - self._target(spreads.dtype))
+        within = math.inf if self.settings.within is None else self.settings.within
+        return jnp.all((spreads == 0) | (away <= within * spreads))
 
     @property
     def _squares(self) -> Array:

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from ._chains import ChainSettings, _Chains, _Path
+from ._chains import WITHIN, ChainSettings, _Chains, _Path
 from ._problem import Problem
 from ._types import Draws, Key, Moments
 
@@ -66,6 +66,10 @@ def descend(
     start_key, prior_key, noise_key = jax.random.split(key, 3)
     corners = _corners(problem, np.asarray(eta, float))
     chains = _begin(draws, jax.random.split(noise_key, len(draws)), corners[0])
+    if len(corners) > 2:
+        # One chain that left for the far ends would outweigh all others there.
+        settings = replace(settings, within=settings.within or WITHIN)
+        chains = _kept(chains, np.flatnonzero(_are_within(problem, settings, chains)))
     chains, here = _rung(problem, settings, chains, start_key, corners[0])
     log_ratio, variance, number = 0.0, 0.0, 0
     for first, last in itertools.pairwise(corners):
@@ -122,6 +126,11 @@ def has_mass_elsewhere(
         return False
     log_mass = scipy.special.logsumexp(exponent[far]) - math.log(NUM_PRIOR_DRAWS)
     return bool(log_mass > log_normalizer + math.log(ELSEWHERE))
+
+
+def _kept(chains: _Chains, index: np.ndarray) -> _Chains:
+    each = {name: getattr(chains, name)[index] for name in ("position", "log_weight", "noise")}
+    return chains._replace(**each)
 
 
 def _corners(problem: Problem, eta: Float[np.ndarray, " M"]) -> list[Float[np.ndarray, " M"]]:
@@ -190,6 +199,12 @@ def _measured(problem: Problem, settings: ChainSettings, chains: _Chains) -> _Me
 @eqx.filter_jit
 def _simulations(problem: Problem, settings: ChainSettings, chains: _Chains) -> Float[Array, "N S M"]:
     return _Path(problem, settings).measure(chains).simulations
+
+
+@eqx.filter_jit
+def _are_within(problem: Problem, settings: ChainSettings, chains: _Chains) -> Bool[Array, " N"]:
+    path = _Path(problem, settings)
+    return jax.vmap(path.is_within)(path.measure(chains))
 
 
 @eqx.filter_jit
