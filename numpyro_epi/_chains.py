@@ -45,8 +45,8 @@ LONGEST_STEP = 1.0
 standard deviations away, as under a prior of many parameters, would send the multipliers off for good."""
 
 LOST, MOST_LOST = 5.0, 3
-"""A Newton step of so many standard deviations, and so many of them in turn, after which chains do not find back: they have
-left for where the property is not."""
+"""A Newton step of so many standard deviations, and so many of them in turn that get no shorter, after which chains do not find
+back: they have left for where the property is not."""
 
 NUM_ATTEMPTS = 3
 """Most walks of the path."""
@@ -157,13 +157,15 @@ def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
     A path that ends in numbers that are not finite, since it led through densities without a normaliser, is walked again. If
     chains got lost, which can mean that ``p_eta`` has more mass far away, they are held near the property.
     """
+    spent = 0
     for attempt in range(NUM_ATTEMPTS):
         found, is_lost = _solve(problem, jax.random.fold_in(key, attempt) if attempt else key, settings)
+        spent += found.num_simulations
         is_finite = np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer)
         if is_finite and (not is_lost or settings.within is not None or not any(_wanted_spreads(problem))):
             break
         settings = replace(settings, within=WITHIN) if is_finite else settings
-    return found
+    return found._replace(num_simulations=spent)
 
 
 def _wanted_spreads(problem: Problem) -> list[float]:
@@ -177,7 +179,7 @@ def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved,
     walk_key, round_key = jax.random.split(key)
     chains = remembered(_walk, problem, settings, walk_key)
     kept: list[_Newton] = []
-    num_lost = 0
+    num_lost, last = 0, math.inf
     scale = np.ones(len(problem.target))
     for number in range(settings.max_rounds):
         key_now = jax.random.fold_in(round_key, number)
@@ -195,7 +197,9 @@ def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved,
         covariance = np.atleast_2d(np.cov(moments.T))
         violation_error = np.sqrt(np.diagonal(covariance @ error @ covariance))
         precise = precise and np.all(violation_error <= VIOLATION_ERROR * scale)
-        num_lost = num_lost + 1 if newton.length > LOST else 0
+        # A step is one standard deviation long at most: chains that come nearer by it are on their way.
+        num_lost = num_lost + 1 if LOST < newton.length and last - 0.5 < newton.length else 0
+        last = float(newton.length)
         if not np.all(np.isfinite(ends)) or (precise and not far) or num_lost == MOST_LOST:
             break
     transitions = 2 * settings.num_updates * settings.num_transitions

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ._registry import Provider
+from ._stop import StoppedBeforeFirstStep
 
 DONE, NOT_SATISFIED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 """Exit codes; the last is the shell's for a program stopped by control-C."""
@@ -239,9 +240,10 @@ def _told_where_to_go_on(checkpoint: Path) -> Iterator[None]:
     """For a run that is stopped before it has a result."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if checkpoint.exists():
-            print(f"interrupted before the first step\nGo on with it: numpyro-epi resume {checkpoint}")
+            when = " before the first step" if isinstance(stop, StoppedBeforeFirstStep) else ""
+            print(f"interrupted{when}\nGo on with it: numpyro-epi resume {checkpoint}")
         raise
 
 

@@ -295,9 +295,10 @@ class Density(eqx.Module):
 
         At given values, a mode for example, directions are eigenvectors of the log density's Hessian, the most negative
         curvature first. Without, they are those of ``E[g g']``, g the gradient of the log density, over the whole
-        distribution, the largest first (active subspace; Constantine 2015, Active Subspaces, section 3.1). Of a fit whose
-        statistics are differentiable, g is that of the maximum-entropy density, ``log base - eta . E[T]``, at the guide's
-        draws: a flow's own slope has no bound near a bound of the support, however small its error there is.
+        distribution, the largest first (active subspace; Constantine 2015, Active Subspaces, section 3.1). Of a fit that has
+        the property and took gradients through the simulator, g is that of the maximum-entropy density,
+        ``log base - eta . E[T]``, at the guide's draws: a flow's own slope grows without end towards a bound of the support,
+        however small its error there.
 
         Args:
             key: For draws and simulations.
@@ -373,7 +374,7 @@ class Density(eqx.Module):
 
     def _gradient_products(self, key: Key, draws: Draws) -> Float[np.ndarray, "P P"]:
         """``E[g g']`` over draws; with simulator noise the products of two independent estimates of ``g``."""
-        if self.eta is None or not self.problem.differentiable:
+        if self.eta is None:
             first = second = np.asarray(_flat_gradients(self, draws), float)
         else:
             keys = jax.random.split(key, 2 if self.problem.simulator.noise else 1)

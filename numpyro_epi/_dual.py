@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -65,9 +65,10 @@ class DualSolution(eqx.Module):
         log_weight: Log weights of the draws, which sum to one and meet the targets exactly, shape [chains, draws].
         log_normalizer: ``D(eta)``, log of the integral of ``base exp(-eta . (T - target))``, nats: the most that
             ``-KL(q || base)`` can be.
-        local: Whether these multipliers give more mass to places far from the property, where the chains are not. The answer
-            then has the property and the most entropy of what stays around it: draws, entropy and ``log_normalizer`` are
-            of that region. Over the whole base a minute share of simulations far away could widen a spread at less cost.
+        local: Whether these multipliers give mass to places far from the property, where the chains are not: prior draws show it,
+            or chains left for there and were held (``settings["within"]``). The answer has the property, and the most entropy
+            of what stays around it: draws, entropy and ``log_normalizer`` are of that region. Over the whole base a minute
+            share of simulations far away could widen a spread at less cost.
         ess: Effective draws: the least over all moments for chains, that of the weights for weighted draws.
         rhat: Largest split R-hat of a moment over the chains; NaN for weighted draws.
         khat: Pareto shape of the weights; of those that bridge to ``log_normalizer`` for chains, NaN where none do.
@@ -266,29 +267,11 @@ def _by_chains(problem: Problem, solved: Solved, settings: ChainSettings, key: K
         tilted = tilt(np.zeros(len(flat)), flat, problem.target)
         if tilted.reached:
             log_weight, status = tilted.log_weight, STATUS.satisfied
-    log_normalizer, khat, error, local = solved.log_normalizer, np.nan, 0.0, False
+    known = _Normalizer(solved.log_normalizer, 0.0, np.nan, False)
     if status is STATUS.satisfied:
-        meets = False
-        if problem.dim <= MOST_BRIDGED or not begins_at_base(problem):
-            bridged = assess(key, problem, mixture_of_normals(draws), solved.eta, solution=draws)
-            khat = bridged.khat
-            # Draws of the solution are among the proposals, so that no weight is large: only the overlap says whether they meet.
-            meets = khat < MAX_KHAT and bridged.ess > MIN_ESS and bridged.overlap > MIN_OVERLAP
-            if meets:
-                # At the multipliers that its own draws ask for; the dual is flat there.
-                log_normalizer, error = bridged.upper_bound, bridged.overlap**-0.5
-        if begins_at_base(problem):
-            # The bridge sees mass elsewhere, which is not the chains'; the way back does not.
-            back = None if meets else descend(problem, settings, solved.draws[:, -1], solved.eta, key)
-            known = log_normalizer if back is None else back[0]
-            local = has_mass_elsewhere(problem, settings, solved.eta, flat, known, jax.random.fold_in(key, 1))
-            if local and back is None:
-                back = descend(problem, settings, solved.draws[:, -1], solved.eta, key)
-            log_normalizer, error = (log_normalizer, error) if back is None else back
-        elif not meets:
-            log_normalizer, error = np.nan, np.inf
-    verdict = _verdict(problem, draws, flat, log_weight, solved.violation_error, log_normalizer, solved.eta)
-    verdict = verdict._replace(entropy_standard_error=float(np.hypot(verdict.entropy_standard_error, error)))
+        known = _normalizer(problem, solved, settings, key)
+    verdict = _verdict(problem, draws, flat, log_weight, solved.violation_error, known.log_value, solved.eta)
+    verdict = verdict._replace(entropy_standard_error=float(np.hypot(verdict.entropy_standard_error, known.error)))
     return {
         "status": status,
         "verdict": verdict,
@@ -297,13 +280,52 @@ def _by_chains(problem: Problem, solved: Solved, settings: ChainSettings, key: K
         "unconstrained": solved.draws,
         "moments": moments,
         "log_weight": log_weight.reshape(shape[:2]),
-        "log_normalizer": log_normalizer,
-        "local": local,
+        "log_normalizer": known.log_value,
+        "local": known.local,
         "ess": float(np.min(effective_sample_size(moments))) if finite else 0.0,
         "rhat": float(np.max(split_gelman_rubin(moments))) if finite else np.inf,
-        "khat": khat,
+        "khat": known.khat,
         "num_simulations": solved.num_simulations,
     }
+
+
+class _Normalizer(NamedTuple):
+    """``log Z``, nats, its standard error, k-hat of the bridge to it, and whether it is that of a region; see `DualSolution`."""
+
+    log_value: float
+    error: float
+    khat: float
+    local: bool
+
+
+def _normalizer(problem: Problem, solved: Solved, settings: ChainSettings, key: Key) -> _Normalizer:
+    """By a bridge of normals where they meet the solution, else by the way back to a proper prior, if there is one."""
+    bridge_key, back_key, look_key = jax.random.split(key, 3)
+    moments = np.asarray(solved.moments, float).reshape(-1, len(problem.target))
+    held = solved.within is not None
+    known = _Normalizer(np.nan, np.inf, np.nan, held)
+    has_prior = begins_at_base(problem)
+    if problem.dim <= MOST_BRIDGED or not has_prior:
+        draws = solved.draws.reshape(-1, problem.dim)
+        bridged = assess(bridge_key, problem, mixture_of_normals(draws), solved.eta, solution=draws)
+        known = known._replace(khat=bridged.khat)
+        # Draws of the solution are among the proposals, so that no weight is large: only the overlap says whether they meet.
+        if bridged.khat < MAX_KHAT and bridged.ess > MIN_ESS and bridged.overlap > MIN_OVERLAP:
+            # At the multipliers that its own draws ask for; the dual is flat there.
+            known = known._replace(log_value=bridged.upper_bound, error=bridged.overlap**-0.5)
+    if not has_prior:
+        return known
+    is_bridged = np.isfinite(known.log_value)
+    if not is_bridged:
+        log_value, error = descend(problem, settings, solved.draws[:, -1], solved.eta, back_key)
+        known = known._replace(log_value=log_value, error=error)
+    if held or has_mass_elsewhere(problem, settings, solved.eta, moments, known.log_value, look_key):
+        known = known._replace(local=True)
+        if is_bridged:
+            # The bridge sees mass elsewhere, which is not the chains'; the way back does not.
+            log_value, error = descend(problem, settings, solved.draws[:, -1], solved.eta, back_key)
+            known = known._replace(log_value=log_value, error=error)
+    return known
 
 
 def _by_weights(problem: Problem, key: Key) -> dict[str, Any]:

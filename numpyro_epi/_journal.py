@@ -51,7 +51,7 @@ class Journal:
         new = {f"{prefix}{i}": _words(leaf) for i, leaf in enumerate(jax.tree.leaves(found))}
         if sum(array.nbytes for array in (*self.arrays.values(), *new.values())) <= MOST_BYTES:
             self.arrays |= new
-            self._keep(self.arrays)
+        self._keep(self.arrays)
         return found
 
     def _read(self, prefix: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -61,7 +61,8 @@ class Journal:
         for i, shape in enumerate(shapes):
             array = self.arrays.get(f"{prefix}{i}")
             if array is not None and _is_key(shape):
-                leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(keys[0]))
+                like = next(key for key in keys if key.dtype == shape.dtype)
+                leaf = jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
             else:
                 leaf = None if array is None else jnp.asarray(array)
             if leaf is None or (leaf.shape, leaf.dtype) != (shape.shape, shape.dtype):

@@ -63,14 +63,14 @@ def descend(
         eta: Multipliers.
         key: Random key.
     """
-    start_key, prior_key, noise_key = jax.random.split(key, 3)
+    rung_key, prior_key, noise_key = jax.random.split(key, 3)
     corners = _corners(problem, np.asarray(eta, float))
     chains = _begin(draws, jax.random.split(noise_key, len(draws)), corners[0])
     if len(corners) > 2:
         # One chain that left for the far ends would outweigh all others there.
         settings = replace(settings, within=settings.within or WITHIN)
         chains = _kept(chains, np.flatnonzero(_are_within(problem, settings, chains)))
-    chains, here = _rung(problem, settings, chains, start_key, corners[0])
+    chains, here = _rung(problem, settings, chains, jax.random.fold_in(rung_key, 0), corners[0])
     log_ratio, variance, number = 0.0, 0.0, 0
     for first, last in itertools.pairwise(corners):
         along, t = first - last, 1.0
@@ -85,7 +85,7 @@ def descend(
             t = max(t - STRIDE / max(float(np.std(here.slope(now, along))), 1e-12), 0.0)
             below = last + t * along
             if np.any(below):
-                chains, there = _rung(problem, settings, chains, jax.random.fold_in(key, number), below)
+                chains, there = _rung(problem, settings, chains, jax.random.fold_in(rung_key, number), below)
             else:
                 there = _measured(problem, settings, _at_base(problem, prior_key, chains))
             step, error = _half_way(here, there, now, below)
@@ -114,9 +114,8 @@ def has_mass_elsewhere(
         log_normalizer: Of ``p_eta``, with or without what is elsewhere, nats.
         key: Random key.
     """
-    draw_key, noise_key = jax.random.split(key)
     nowhere = jnp.zeros((NUM_PRIOR_DRAWS, problem.dim))
-    chains = _at_base(problem, draw_key, _begin(nowhere, jax.random.split(noise_key, NUM_PRIOR_DRAWS), eta))
+    chains = _at_base(problem, key, _begin(nowhere, jax.random.split(key, NUM_PRIOR_DRAWS), eta))
     measured = _measured(problem, replace(settings, within=None), chains)
     exponent = measured.exponent(np.asarray(eta, float))
     low, high = moments.min(axis=0), moments.max(axis=0)
@@ -209,6 +208,6 @@ def _are_within(problem: Problem, settings: ChainSettings, chains: _Chains) -> B
 
 @eqx.filter_jit
 def _at_base(problem: Problem, key: Key, chains: _Chains) -> _Chains:
-    """Draws of the prior in the chains' place."""
-    keys = jax.random.split(key, len(chains.log_weight))
-    return chains._replace(position=jax.vmap(problem.simulator.sample_prior)(keys))
+    """Draws of the prior in the chains' place, with noise of their own: the chains' leans towards what they follow."""
+    draw_keys, noise_keys = (jax.random.split(part, len(chains.log_weight)) for part in jax.random.split(key))
+    return chains._replace(position=jax.vmap(problem.simulator.sample_prior)(draw_keys), noise=noise_keys)

@@ -112,9 +112,10 @@ class Plan(NamedTuple):
         about = self.about()
 
         def keep(arrays: dict[str, np.ndarray], now: bool = False) -> None:
-            keeper.save({**about, "seconds": time.perf_counter() - began}, arrays, now=now or bool(stop))
-            if stop:
-                raise StoppedBeforeFirstStep(stop.signal_name, keeper.path)
+            stopped_by = stop.signal_name
+            keeper.save({**about, "seconds": time.perf_counter() - began}, arrays, now=now or bool(stopped_by))
+            if stopped_by:
+                raise StoppedBeforeFirstStep(stopped_by, keeper.path)
 
         with StopRequest() as stop, Journal({} if saved is None else saved.arrays, keep) as journal:
             found = start(key, self.problem)
@@ -163,6 +164,12 @@ class Plan(NamedTuple):
         guides = list(map(conditioned, fleet.flows(states)))
         cut_by = stop.signal_name if is_cut else ""
         return self._finish(keys, begin, states, guides, run, verdicts, cut_by, began, recorder)
+
+    def _is_pathwise(self) -> bool:
+        """Whether the fit took gradients through the simulator."""
+        if self.method.objective is None:
+            return self.problem.differentiable
+        return isinstance(self.method.objective, objectives.Pathwise)
 
     def _launch(self, keys: Key, begin: starts.Start, saved: Saved | None) -> tuple[Fleet, Chunks, int]:
         """The compiled loop, where it stands, and the steps that it may take."""
@@ -262,6 +269,7 @@ class Plan(NamedTuple):
                 "start_message": begin.message,
                 "flow": self.method.described()["flow"],
                 "rule": repr(self.method.rule),
+                "pathwise": self._is_pathwise(),
                 "num_components": num_components(begin),
                 "num_mixed": restarts.num_mixed if restarts else 1,
                 "cut_by": cut_by,

@@ -106,7 +106,8 @@ class Result(eqx.Module):
     @property
     def density(self) -> Density:
         """The guide as a density on the constrained scale: gradients, modes, conditional draws, sensitive directions."""
-        return Density(self.problem, OfFlow(self.flow), self.eta if np.all(np.isfinite(self.eta)) else None)
+        is_near = self.satisfied and self.settings.get("pathwise", False) and bool(np.all(np.isfinite(self.eta)))
+        return Density(self.problem, OfFlow(self.flow), self.eta if is_near else None)
 
     def statistics(self, key: Key, n: int = 1000) -> "xr.Dataset":
         """Measure the statistics of ``n`` fresh draws.

@@ -217,7 +217,7 @@ class Simulator(eqx.Module):
         def place(site: dict) -> Array | None:
             if site["name"] in pieces:
                 return biject_to(site["fn"].support)(pieces[site["name"]])
-            if mirrored is None or site["name"] not in self.noise:
+            if mirrored is None or site["name"] not in self.noise or site["value"] is not None:
                 return None
             return sample_mirrored(site["fn"], site["kwargs"]["rng_key"], site["kwargs"]["sample_shape"], mirrored)
 

@@ -94,14 +94,17 @@ def solve_by_chains(problem: Problem, key: Key, settings: ChainSettings | None) 
         if not solved.converged and more.num_simulations == MOST_SIMULATIONS:
             # Multipliers that ran off ask for any number of simulations.
             break
-        chosen = replace(more, within=solved.within)
+        chosen, spent = replace(more, within=solved.within), solved.num_simulations
         solved = solve(problem, key, chosen)
+        solved = solved._replace(num_simulations=solved.num_simulations + spent)
     return solved, chosen
 
 
 def _enough(problem: Problem, solved: Solved, settings: ChainSettings) -> ChainSettings:
     """The chains' settings, with more simulations or opposite pairs if the noise of ``eta . T`` asks for them."""
     alone, paired = exponent_noise(problem, solved)
+    if not np.isfinite(alone + paired):
+        return settings
     pairs = settings.num_simulations // 2
     if (paired / pairs if settings.mirrored else alone / settings.num_simulations) <= MAX_EXPONENT_NOISE:
         return settings
@@ -132,8 +135,12 @@ def _exponent_noise(problem: Problem, draws: Draws, eta: Moments) -> tuple[Scala
 
 
 def _variance_between(two: Float[Array, "N 2 *M"]) -> Float[Array, "*M"]:
-    """Mean variance of one of two independent numbers with the same mean, with or without trailing axes."""
-    return jnp.nanmean(0.5 * jnp.square(two[:, 0] - two[:, 1]), axis=0)
+    """Mean variance of one of two independent numbers with the same mean, with or without trailing axes.
+
+    Pairs of which one is not finite are left out.
+    """
+    variance = 0.5 * jnp.square(two[:, 0] - two[:, 1])
+    return jnp.nanmean(jnp.where(jnp.isfinite(variance), variance, jnp.nan), axis=0)
 
 
 def _pairs(problem: Problem, key: Key, draws: Draws) -> Float[Array, "N 2 2 M"]:
@@ -150,9 +157,11 @@ class _Noise(NamedTuple):
 
 
 def _cancels(problem: Problem) -> bool:
-    """Whether opposite pairs are worth it for every moment that has much noise at all."""
+    """Whether opposite pairs are worth it for every moment with noise, and leave little of it in any."""
     alone, paired = (np.asarray(part, float) for part in _noise_shares(problem))
-    return bool(np.sum(paired) * MIRRORED_GAIN < np.sum(alone) / 2)
+    noisy = alone > 0
+    worth = np.all(paired[noisy] * MIRRORED_GAIN < alone[noisy] / 2)
+    return bool(np.any(noisy) and worth and np.max(paired) <= LARGE_NOISE)
 
 
 def _noise_share(problem: Problem) -> float:

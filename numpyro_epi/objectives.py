@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Evaluate = Callable[[PRNGKeyArray, Float[Array, " D"]], Evaluation]
-"""Runs and measures one draw; `Problem.evaluate` is one."""
+"""Runs and measures one draw, as `Problem.evaluate` does; a fit gives one that is differentiated in reverse mode alone."""
 
 Penalty = Callable[[MomentDraws, PerDraw, Metric], Scalar]
 """Estimates ``1/2 R' P R`` from centred moments [N, M], weights [N] of 0 or 1, and ``P``."""

@@ -369,6 +369,19 @@ def test_infeasible_property_does_not_settle():
     assert not found.settled(exact.problem.target, 0.05)
 
 
+@pytest.mark.slow
+def test_chains_that_come_nearer_by_every_round_are_not_lost():
+    """Eighty standard deviations away: an update moves by one at most, and the walk ends on its way."""
+
+    def model():
+        numpyro.sample("x", dist.Normal())
+
+    problem = Problem(model, EmergentProperty(Target(lambda s: s["x"], mean=80.0, name="x")))
+    found = solve(problem, jax.random.key(0), ChainSettings(num_chains=128, num_updates=80, num_transitions=4))
+    assert found.converged
+    np.testing.assert_allclose(found.eta, -80.0, rtol=0.02)
+
+
 def test_pairs_of_opposite_noise_need_two_of_them():
     with pytest.raises(ValueError, match="Expected two pairs of simulations or more .* got num_simulations=3"):
         ChainSettings(num_simulations=3, mirrored=True)

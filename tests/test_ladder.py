@@ -75,6 +75,22 @@ def test_answer_with_all_its_mass_says_nothing():
     assert not found.local
 
 
+def test_noise_of_the_simulator_leaves_the_normaliser_right():
+    """``E[T | z] = z``, so ``log Z`` is that of a normal; noise that chains have picked would make it larger."""
+
+    def model():
+        z = numpyro.sample("z", dist.Normal(0.0, 0.05).expand([1]).to_event(1))
+        numpyro.deterministic("x", z[0] + 0.45 * numpyro.sample("e", dist.Normal()))
+
+    prop = epi.EmergentProperty(epi.Target(lambda sites: sites["x"], mean=0.0, name="x"))
+    problem = epi.Problem(model, prop, parameters=("z",))
+    settings = ChainSettings(num_chains=4096, num_transitions=4, num_simulations=2)
+    draws = -(0.05**2) + 0.05 * jax.random.normal(jax.random.key(0), (4096, 1))
+    found, error = descend(problem, settings, draws, np.array([1.0]), jax.random.key(1))
+    assert abs(found - 0.05**2 / 2) < 4 * error
+    assert error < 0.01
+
+
 def test_failing_simulations_have_no_mass():
     """Above its median only: ``log Z = log 1/2 + log E[exp(-eta z) | z > 0]``."""
 

@@ -7,6 +7,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.stats
+from numpyro import handlers
 from numpyro.contrib.control_flow import scan
 
 from numpyro_epi._mirror import sample_mirrored
@@ -25,6 +26,7 @@ SYMMETRIC = {
     "masked": (dist.Normal(1.0, 2.0).mask(False), lambda x: x - 1.0, scipy.stats.norm(1.0, 2.0)),
 }
 ALONE = {
+    "expanded and folded": (dist.FoldedDistribution(dist.Normal(1.0, 1.0)).expand([1]), scipy.stats.foldnorm(1.0)),
     "gamma": (dist.Gamma(3.0, 2.0), scipy.stats.gamma(3.0, scale=0.5)),
     "half-normal": (dist.HalfNormal(2.0), scipy.stats.halfnorm(scale=2.0)),
     "truncated": (dist.TruncatedNormal(0.0, 1.0, low=0.0), scipy.stats.truncnorm(0.0, np.inf)),
@@ -49,10 +51,16 @@ def test_mirror_image_is_opposite_and_as_distributed(name):
 @pytest.mark.parametrize("name", ALONE)
 def test_what_has_no_symmetry_is_drawn_on_its_own(name):
     fn, expected = ALONE[name]
-    value, image = both(fn)
-    assert scipy.stats.kstest(np.asarray(image), expected.cdf).pvalue > 1e-3
+    value, image = (np.ravel(found) for found in both(fn))
+    assert scipy.stats.kstest(image, expected.cdf).pvalue > 1e-3
     # Five standard errors of no correlation.
     assert abs(scipy.stats.spearmanr(value, image).statistic) < 5 / np.sqrt(len(KEYS))
+
+
+def test_a_folded_normal_is_mirrored_before_it_is_folded():
+    value, image = both(dist.FoldedDistribution(dist.Normal(1.0, 1.0)))
+    assert scipy.stats.kstest(np.asarray(image), scipy.stats.foldnorm(1.0).cdf).pvalue > 1e-3
+    np.testing.assert_allclose(np.minimum(np.abs(value + image - 2), np.abs(np.abs(value - image) - 2)), 0.0, atol=1e-5)
 
 
 def test_a_normal_of_many_dimensions_is_mirrored_whole():
@@ -75,6 +83,14 @@ def noisy():
     end, _ = scan(step, jnp.zeros(()), None, length=4)
     numpyro.sample("spikes", dist.Poisson(3.0))
     numpyro.deterministic("odd", jnp.sum(e - z) + end)
+
+
+def test_noise_that_the_model_sets_itself_stays():
+    model = handlers.substitute(noisy, data={"e": jnp.array([0.1, 0.2, 0.3])})
+    simulator = Simulator(model, parameters=("z",))
+    for mirrored in (False, True):
+        found = simulator(jax.random.key(1), jnp.array([0.7]), jnp.asarray(mirrored)).sites["e"]
+        np.testing.assert_allclose(found, [0.1, 0.2, 0.3], rtol=1e-6)
 
 
 def test_a_simulation_and_its_mirror_image_cancel_what_is_odd():

@@ -16,6 +16,7 @@ from numpyro_epi._work import (
     MAX_EXPONENT_NOISE,
     MIRRORED,
     _noise_share,
+    _variance_between,
     chain_settings,
     exponent_noise,
     solve_by_chains,
@@ -84,6 +85,12 @@ def test_noise_share_is_the_variance_s(noise):
     s2 = noise**2
     square = (2 * s2**2 + 5 * s2) / (2 * (1 + s2) ** 2 + (1 + s2))
     assert float(_noise_share(problem_of(identity, noise=noise))) == pytest.approx(max(mean, square), rel=0.5)
+
+
+def test_a_simulation_that_overflows_leaves_the_noise_of_the_others():
+    two = jnp.array([[[0.0, jnp.inf], [1.0, 3.0]], [[0.0, jnp.nan], [4.0, 8.0]]]).swapaxes(1, 2)
+    np.testing.assert_allclose(_variance_between(two[:, :, 1]), (0.5 * 4 + 0.5 * 16) / 2)
+    np.testing.assert_allclose(_variance_between(jnp.array([[0.0, jnp.inf], [1.0, 3.0]])), 2.0)
 
 
 EXPENSIVE = repeated(300_000)
