@@ -80,7 +80,7 @@ def whole():
     return epi.fit(KEY, problem(), **OPTIONS)
 
 
-@pytest.mark.parametrize("chunks", [1, 2, 3, 5])
+@pytest.mark.parametrize("chunks", [1, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 5))])
 def test_a_killed_run_ends_at_the_same_numbers(chunks, tmp_path, monkeypatch, whole):
     path = tmp_path / "run.ckpt"
     killed_after(chunks, path, monkeypatch)

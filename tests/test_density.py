@@ -162,7 +162,7 @@ def exact_density(name):
     [
         pytest.param("oscillator_paper", [1], marks=pytest.mark.slow),
         pytest.param("ring", [], marks=pytest.mark.slow),
-        ("four_corners", [0, 1]),
+        pytest.param("four_corners", [0, 1], marks=pytest.mark.slow),
         ("double_well", [0]),
     ],
 )
@@ -220,6 +220,7 @@ class BumpyRing(AbstractUnconstrained):
         return radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
 
 
+@pytest.mark.slow
 def test_summits_are_joined_by_ways_that_bend():
     """Straight lines between the summits pass 1.5 from the centre, 28 nats deep."""
     problem = EXACT["ring"]().problem
@@ -409,6 +410,7 @@ def test_what_cannot_be_fixed_is_named(fixed, message):
         density.conditional_mode(jax.random.key(0), fixed)
 
 
+@pytest.mark.slow
 def test_whole_sites_can_be_fixed():
     flat = dist.Dirichlet(np.ones(2))
     density = known(share=(flat, flat), z=(dist.LogNormal(0, 1), dist.Gamma(3.0, 2.0)))

@@ -90,6 +90,7 @@ def test_without_compilation():
     np.testing.assert_allclose(eager.records["loss"], compiled.records["loss"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_size_of_a_chunk_changes_nothing(monkeypatch):
     """Only where a run looks at itself: the flow, the multipliers and the history go on as they would."""
 
@@ -130,6 +131,7 @@ with context.Pool(1) as pool:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_in_a_forked_worker():
     """A parent that has run nothing yet may fork; afterwards a fork, which would wait for JAX for good, is refused."""

@@ -41,7 +41,10 @@ def by_proposals():
     return exact, epi.solve_dual(jax.random.key(0), exact.problem, method="adaptive")
 
 
-@pytest.mark.parametrize("solved", ["by_chains", "by_weights", "by_proposals"])
+BY_PROPOSALS = pytest.param("by_proposals", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("solved", ["by_chains", "by_weights", BY_PROPOSALS])
 def test_multipliers_entropy_and_bound_are_exact(solved, request):
     exact, solution = request.getfixturevalue(solved)
     assert solution.satisfied, str(solution)
@@ -52,7 +55,7 @@ def test_multipliers_entropy_and_bound_are_exact(solved, request):
     assert abs(solution.entropy - exact.entropy) < 0.03
 
 
-@pytest.mark.parametrize("solved", ["by_chains", "by_weights", "by_proposals"])
+@pytest.mark.parametrize("solved", ["by_chains", "by_weights", BY_PROPOSALS])
 def test_weighted_draws_meet_the_targets_exactly(solved, request):
     exact, solution = request.getfixturevalue(solved)
     weight = np.exp(solution.log_weight).ravel()
@@ -90,7 +93,7 @@ def test_reweighting_names_its_limit():
     assert "method='chains'" in solution.status_message
 
 
-@pytest.mark.parametrize("method", ["reweight", "adaptive"])
+@pytest.mark.parametrize("method", ["reweight", pytest.param("adaptive", marks=pytest.mark.slow)])
 def test_noise_in_weights_is_corrected(method):
     exact = CHOSEN["noisy_spread"]()
     solution = epi.solve_dual(jax.random.key(0), exact.problem, method=method)

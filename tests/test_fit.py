@@ -151,6 +151,7 @@ def test_constant_statistic_off_its_target_is_not_satisfied():
     assert np.all(np.isfinite(result.eta))
 
 
+@pytest.mark.slow
 def test_duplicated_statistics_stay_finite():
     """Their covariance is singular; only the sum of the two multipliers is determined."""
 

@@ -32,7 +32,7 @@ def _assert_exact(found: epi.Result, exact: Exact) -> None:
         ("adaptive", 0.001),
         ("adaptive", 0.1),
         ("adaptive", 0.9),
-        ("chains", 0.9),
+        pytest.param("chains", 0.9, marks=pytest.mark.slow),
     ],
 )
 def test_dual_is_that_of_finite_simulations(failing: float, method: str):
@@ -118,6 +118,7 @@ def test_share_of_the_flow_is_reported(conditioned: epi.Result):
     assert conditioned.verdict.finite_share == 1.0
 
 
+@pytest.mark.slow
 def test_conditioned_answer_is_saved_and_exported(conditioned: epi.Result, tmp_path):
     conditioned.save(tmp_path / "half.nc")
     found = epi.load(tmp_path / "half.nc", conditioned.problem, flow=LIGHT)

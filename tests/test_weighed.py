@@ -95,6 +95,7 @@ def test_normal_solution_is_exact():
     assert_mean(found, y**2, 1.0, np.sqrt(2))
 
 
+@pytest.mark.slow
 def test_noise_is_corrected_for():
     """The spread that is asked for holds the noise, so that the parameter has the rest of it."""
 
@@ -216,7 +217,7 @@ def test_certificate_of_the_draws_sees_a_lost_mode():
     assert found.verdict.startswith("Modes are probably missing: ")
 
 
-@pytest.mark.parametrize("certify", [None, False])
+@pytest.mark.parametrize("certify", [pytest.param(None, marks=pytest.mark.slow), False])
 def test_an_expensive_fit_is_certified_by_its_start(certify, tmp_path, monkeypatch):
     """And so is what a checkpoint goes on with."""
     asked = {"start": epi.starts.Pilot(), "flow": affine, "certify": certify, "progress": False}

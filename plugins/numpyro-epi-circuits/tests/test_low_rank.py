@@ -98,6 +98,7 @@ def test_all_over_the_box_values_and_slopes_are_finite():
     assert np.all(np.isfinite(slope))
 
 
+@pytest.mark.slow
 def test_the_sign_of_both_means_does_not_matter():
     problem = epi.get_problem("circuits.low_rank_rnn")
     values = {"g": 2.3, "M_m": 2.0, "M_n": 1.4, "Sigma_m": 0.8}
