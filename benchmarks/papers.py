@@ -5,10 +5,10 @@
 Each run is a process of its own, so its wall time holds all compilation and its peak memory is its own. ``fit`` is the flow
 by `epi.fit`; ``dual`` and ``weighed`` are the exact answer by `epi.solve_dual`: draws of chains, or of adaptive proposals,
 with the tilted density and its normaliser, for where a flow cannot follow. "Around the property only": the multipliers favour
-places far from it too, where the chains are not (`DualSolution.local`), so that entropy is a bound of H* from below. "Achieved" are fresh simulations of the answer's
-draws: mean and standard deviation of each statistic, with the half widths of their 95 % intervals. H* was computed
-independently of this package but for STG with noise and V1 at 10 Hz, which are by quadrature and by weighing prior draws
-(optimum.md), with its own simulations.
+places far from it too, where the chains are not (`DualSolution.local`), so that the entropy is a bound of H* from below.
+"Achieved" are fresh simulations of the answer's draws: mean and standard deviation of each statistic, with the half widths of
+their 95 % intervals. H* was computed independently of this package but for STG with noise and V1 at 10 Hz, which are by
+quadrature and by weighing prior draws (optimum.md), with its own simulations.
 """
 
 import argparse
