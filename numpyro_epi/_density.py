@@ -133,7 +133,7 @@ class Density(eqx.Module):
         for count in shape:
             check_count("every number of a shape", count, 0)
         sites = _sample(self, checked_key(key), math.prod(shape))
-        return {name: value.reshape(*shape, *value.shape[1:]) for name, value in sites.items()}
+        return {name: sites[name].reshape(*shape, *sites[name].shape[1:]) for name in self.problem.simulator.names}
 
     def log_prob(self, values: Sites) -> Float[Array, "..."]:
         """Log density on the constrained scale, nats; leading axes in common are batch axes.
@@ -577,11 +577,15 @@ def _exact_gradients(density: Density, key: Key, draws: Draws) -> Float[Array, "
     return jax.lax.map(one, (jax.random.split(key, len(draws)), draws), batch_size=128)
 
 
-@eqx.filter_jit
 def constrain(problem: Problem, draws: Draws) -> dict[str, Array]:
-    """Parameters of unconstrained draws by site, ``(N, *site shape)``."""
-    sites = jax.vmap(lambda u: problem.simulator.constrain(u).sites)(draws)
+    """Parameters of unconstrained draws by site, ``(N, *site shape)``, in the model's order."""
+    sites = _constrain(problem, draws)
     return {name: sites[name] for name in problem.simulator.names}
+
+
+@eqx.filter_jit
+def _constrain(problem: Problem, draws: Draws) -> Sites:
+    return jax.vmap(lambda u: problem.simulator.constrain(u).sites)(draws)
 
 
 @eqx.filter_jit

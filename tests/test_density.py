@@ -410,6 +410,12 @@ def test_what_cannot_be_fixed_is_named(fixed, message):
         density.conditional_mode(jax.random.key(0), fixed)
 
 
+def test_draws_come_in_the_model_s_order():
+    """And not in that of the alphabet, to which compiled programs sort names."""
+    density = known(z=(dist.Normal(0, 1), dist.Normal(0, 1)), a=(dist.Normal(0, 1), dist.Normal(0, 1)))
+    assert list(density.sample(jax.random.key(0), 3)) == ["z", "a"]
+
+
 @pytest.mark.slow
 def test_whole_sites_can_be_fixed():
     flat = dist.Dirichlet(np.ones(2))

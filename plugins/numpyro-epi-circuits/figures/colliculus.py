@@ -54,7 +54,8 @@ def main():
             along[regime, name] = np.mean([accuracies(problem, key, places) for key in range(25)], axis=0)
 
     # 3. Silencing in the delay, over the whole answer: every draw belongs to the nearest of the modes.
-    draws = np.stack([np.asarray(v) for v in result.sample(jax.random.key(2), (400,)).values()], axis=1)
+    sites = result.sample(jax.random.key(2), (400,))
+    draws = np.stack([np.asarray(sites[name]) for name in WEIGHT_NAMES], axis=1)
     low = np.argmin(np.linalg.norm(draws[:, None] - modes, axis=2), axis=1) >= len(modes) // 2
     silenced = [accuracies(epi.get_problem(PROBLEM, inactivation=float(s)), 0, draws) for s in STRENGTHS]
     figure = draw(result, modes, steepest, along, np.array(silenced), low)
@@ -97,7 +98,12 @@ def draw(result, modes, steepest, along, silenced, low):
     axes[0, 0].quiver(
         *modes[:, [0, 3]].T, *arrows[:, [0, 3]].T, color="C3", scale=8, zorder=3, label="sensitive direction"
     )
-    axes[0, 0].set(xlabel="sW", ylabel="hW", title="Answer")
+    # The few draws far out would take all the room.
+    limits = {
+        f"{axis}lim": np.quantile(draws[name], [0.002, 0.998]) + np.array([-0.5, 0.5])
+        for axis, name in (("x", "sW"), ("y", "hW"))
+    }
+    axes[0, 0].set(xlabel="sW", ylabel="hW", title="Answer", **limits)
     axes[0, 0].legend()
     for axis, regime in zip((axes[0, 1], axes[1, 0]), ("low sW", "high sW"), strict=True):
         for (where, name), found in along.items():
