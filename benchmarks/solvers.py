@@ -58,11 +58,13 @@ class Solved(NamedTuple):
 
 
 SCANS = {
-    "circuits.v1_ssn": Stepped("numpyro_epi_circuits.v1", lambda state: state[0][:, 0]),
-    "circuits.sc_task_switching": Stepped("numpyro_epi_circuits.colliculus", lambda state: None),
     "biology.sir": Stepped("numpyro_epi_biology.sir", lambda state: state),
 }
-EULER = {"circuits.stg": Euler("numpyro_epi_circuits.stg")}
+EULER = {
+    "circuits.stg": Euler("numpyro_epi_circuits.stg"),
+    "circuits.v1_ssn": Euler("numpyro_epi_circuits.v1"),
+    "circuits.sc_task_switching": Euler("numpyro_epi_circuits.colliculus"),
+}
 SOLVED = {
     "dynamics.oscillator_simulated": Solved("numpyro_epi_dynamics.problems"),
     "biology.repressilator": Solved("numpyro_epi_biology._solve"),
@@ -331,16 +333,19 @@ def _by_diffrax(output: Callable, *, keep_all: bool) -> Callable:
     return scan
 
 
-def _euler(term, solver, t0, t1, dt0, y0, args, saveat, **options):
-    """``diffrax.diffeqsolve`` with steps of length one, as a scan."""
-    times, measure = saveat.subs.ts, saveat.subs.fn
+def _euler(term, solver, t0, t1, dt0, y0, args, saveat, stepsize_controller, **options):
+    """``diffrax.diffeqsolve`` with steps of length one, as a scan whose steps are computed again for the gradient."""
+    times, wanted, measure = stepsize_controller.ts, saveat.subs.ts, saveat.subs.fn
 
+    @jax.checkpoint
     def step(state, t):
         after = jax.tree.map(jnp.add, state, term.vector_field(t, state, args))
-        return after, measure(t + 1, after, args)
+        return after, measure(t + 1, after, args) if len(wanted) > 1 else None
 
-    _, rest = jax.lax.scan(step, y0, times[:-1])
-    return SimpleNamespace(ys=jnp.concatenate([measure(times[0], y0, args)[None], rest]))
+    last, rest = jax.lax.scan(step, y0, times[:-1])
+    if rest is None:
+        return SimpleNamespace(ys=measure(times[-1], last, args)[None])
+    return SimpleNamespace(ys=jnp.concatenate([measure(times[0], y0, args)[None], rest])[-len(wanted) :])
 
 
 def _runge_kutta(substeps: int) -> Callable:

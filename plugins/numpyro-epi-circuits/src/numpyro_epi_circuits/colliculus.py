@@ -5,7 +5,9 @@ al. 2021 (eLife 10:e56265, Methods, "Superior colliculus"). Time in seconds.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -160,13 +162,26 @@ def _colliculus(num_trials: int, bound: float, inactivation: float = 0.0, period
     inputs = jnp.asarray(task_inputs(), weights.dtype)
     shares = jnp.asarray(output_share(inactivation, period), weights.dtype)
 
-    @jax.checkpoint
-    def step(u: Array, given: tuple[Array, Array, Array]) -> tuple[Array, None]:
-        inputs, noise, share = given
-        change = share * _response(u) @ matrix.T - u + inputs[:, None] + NOISE * noise
-        return u + STEP / TIME_CONSTANT * change, None
+    def change(t: Any, u: Array, given: tuple[Array, Array, Array]) -> Array:
+        """Of the inputs in one step."""
+        inputs, noise, shares = (each[jnp.asarray(t, int)] for each in given)
+        return STEP / TIME_CONSTANT * (shares * _response(u) @ matrix.T - u + inputs[:, None] + NOISE * noise)
 
-    u, _ = jax.lax.scan(step, start, (inputs, noise, shares[:-1]))
+    # In steps, so that the times, and with them each step's own noise, are exact numbers.
+    times = jnp.arange(NUM_STEPS + 1.0)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(change),
+        diffrax.Euler(),
+        t0=times[0],
+        t1=times[-1],
+        dt0=None,
+        y0=start,
+        args=(inputs, noise, shares[:-1]),
+        saveat=diffrax.SaveAt(ts=times[-1:]),
+        stepsize_controller=diffrax.StepTo(ts=times),
+        max_steps=NUM_STEPS,
+    )
+    u = solution.ys[0]
     activity = numpyro.deterministic("activity", shares[-1] * _response(u))
     left = jax.nn.sigmoid(100.0 * (activity[..., 0] - activity[..., 3]))
     numpyro.deterministic("chooses_left", jnp.mean(left, axis=1))

@@ -7,7 +7,9 @@ rates in 100 Hz, time in ms.
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import diffrax
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -102,13 +104,29 @@ def _network(contrast: float, num_trials: int, bound: float) -> None:
     # dB has variance dt.
     scale = math.sqrt(2 * NOISE_TIME * STEP) * math.sqrt(1 + TIME_CONSTANT / NOISE_TIME) / NOISE_TIME * sigma
 
-    @jax.checkpoint
-    def step(state: tuple[Array, Array], noise: Array) -> tuple[tuple[Array, Array], Array]:
+    def change(t: Any, state: tuple[Array, Array], noise: Array) -> tuple[Array, Array]:
+        """Of rates and inputs' noise in one step."""
         rates, epsilon = state
         drive = jnp.square(jax.nn.relu(rates @ weights.T + inputs + epsilon))
-        rates = jnp.minimum(rates + STEP / TIME_CONSTANT * (drive - rates), LARGEST_RATE)
-        epsilon = epsilon - STEP / NOISE_TIME * epsilon + scale * noise
-        return (rates, epsilon), rates[:, 0]
+        rates_change = jnp.minimum(STEP / TIME_CONSTANT * (drive - rates), LARGEST_RATE - rates)
+        return rates_change, scale * noise[jnp.asarray(t, int)] - STEP / NOISE_TIME * epsilon
 
-    _, excitatory = jax.lax.scan(step, (start, jnp.zeros_like(start)), steps)
-    numpyro.deterministic("excitatory_rate", 100.0 * excitatory[-NUM_MEASURED:].T)
+    # In steps, so that the times, and with them each step's own noise, are exact numbers.
+    times = jnp.arange(NUM_STEPS + 1.0)
+    solution = diffrax.diffeqsolve(
+        diffrax.ODETerm(change),
+        diffrax.Euler(),
+        t0=times[0],
+        t1=times[-1],
+        dt0=None,
+        y0=(start, jnp.zeros_like(start)),
+        args=steps,
+        saveat=diffrax.SaveAt(ts=times[-NUM_MEASURED:], fn=_excitatory),
+        stepsize_controller=diffrax.StepTo(ts=times),
+        max_steps=NUM_STEPS,
+    )
+    numpyro.deterministic("excitatory_rate", 100.0 * solution.ys.T)
+
+
+def _excitatory(t: Array, state: tuple[Array, Array], noise: Array) -> Array:
+    return state[0][:, 0]
