@@ -39,7 +39,7 @@ def draw(result):
         ylabel="log10 of protein decay",
         title="Answer; oscillations right of a line",
     )
-    plane.legend(loc="lower left", fontsize=8)
+    plane.legend(loc="upper right", fontsize=8)
 
     sites = simulated(result, 400)
     for color, proteins in zip(("C0", "C1", "C2"), sites["log_protein"][0].T, strict=True):
