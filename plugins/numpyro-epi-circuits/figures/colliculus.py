@@ -59,7 +59,7 @@ def main():
     low = np.argmin(np.linalg.norm(draws[:, None] - modes, axis=2), axis=1) >= len(modes) // 2
     silenced = [accuracies(epi.get_problem(PROBLEM, inactivation=float(s)), 0, draws) for s in STRENGTHS]
     figure = draw(result, modes, steepest, along, np.array(silenced), low)
-    figure.savefig(arguments.out / "colliculus.png", dpi=150)
+    figure.savefig(arguments.out / "colliculus.png", dpi=130)
     print(f"The figure is in {arguments.out}.")
 
 
