@@ -290,7 +290,9 @@ class Density(eqx.Module):
         sites = constrain(self.problem, jnp.broadcast_to(values, (len(parts), len(values))).at[:, index].set(parts))
         return {name: value.reshape(num_chains, num_samples, *value.shape[1:]) for name, value in sites.items()}
 
-    def sensitivity(self, key: Key, values: Mapping[str, Numbers] | None = None) -> "xr.Dataset":
+    def sensitivity(
+        self, key: Key, values: Mapping[str, Numbers] | None = None, *, num_draws: int = NUM_GRADIENTS
+    ) -> "xr.Dataset":
         """The directions in which the density, and with it the property, is lost fastest, and what the statistics do there.
 
         At given values, a mode for example, directions are eigenvectors of the log density's Hessian, the most negative
@@ -303,17 +305,22 @@ class Density(eqx.Module):
         Args:
             key: For draws and simulations.
             values: Where to look; the whole distribution by default.
+            num_draws: Draws over which products of gradients are averaged; 2,000 give directions to some degrees.
 
         Returns:
             Over ``direction``: ``curvature``, nats over the parameters' unit squared; ``vector``, of unit length over
             ``parameter``, its largest component positive; ``response``, the change of each ``statistic`` component's mean
             by a unit step. Where a statistic is not differentiable, a difference quotient.
+
+        Raises:
+            ValueError: If ``num_draws`` is below two, a value is missing, or the place lies outside the support.
         """
         import xarray as xr
 
         draw_key, noise_key = jax.random.split(checked_key(key))
         point = None if values is None else self._point(values)
-        draws = self.unconstrained.draw(draw_key, NUM_GRADIENTS)
+        check_count("num_draws", num_draws, 2)
+        draws = self.unconstrained.draw(draw_key, num_draws)
         if point is None:
             points = draws
             gradient_key, noise_key = jax.random.split(noise_key)
