@@ -45,12 +45,6 @@ class Stepped(NamedTuple):
     output: Callable[[Any], Any]
 
 
-class Euler(NamedTuple):
-    """A model that diffrax steps by Euler's method: the module that calls it."""
-
-    module: str
-
-
 class Solved(NamedTuple):
     """A model that diffrax solves: the module that calls it."""
 
@@ -60,11 +54,7 @@ class Solved(NamedTuple):
 SCANS = {
     "biology.sir": Stepped("numpyro_epi_biology.sir", lambda state: state),
 }
-EULER = {
-    "circuits.stg": Euler("numpyro_epi_circuits.stg"),
-    "circuits.v1_ssn": Euler("numpyro_epi_circuits.v1"),
-    "circuits.sc_task_switching": Euler("numpyro_epi_circuits.colliculus"),
-}
+EULER = ("circuits.stg", "circuits.v1_ssn", "circuits.sc_task_switching")
 SOLVED = {
     "dynamics.oscillator_simulated": Solved("numpyro_epi_dynamics.problems"),
     "biology.repressilator": Solved("numpyro_epi_biology._solve"),
@@ -207,7 +197,7 @@ def _variants(name: str, substeps: int) -> dict[str, Callable[[], Any]]:
     if name in EULER:
         return {
             "diffrax": lambda: mock.patch.dict({}),
-            "scan": lambda: _other_diffeqsolve(EULER[name].module, _euler),
+            "scan": lambda: _other_diffeqsolve("numpyro_epi_circuits._euler", _euler),
         }
     module = SOLVED[name].module
     return {

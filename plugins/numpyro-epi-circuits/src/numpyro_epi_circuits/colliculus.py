@@ -7,7 +7,6 @@ al. 2021 (eLife 10:e56265, Methods, "Superior colliculus"). Time in seconds.
 from collections.abc import Mapping
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +17,7 @@ from jaxtyping import Array, Float
 import numpyro_epi as epi
 
 from ._checks import check_counts, check_positive
+from ._euler import euler
 
 STEP, TIME_CONSTANT, NUM_STEPS = 0.024, 0.09, 74
 NOISE, THRESHOLD, SLOPE = 0.2, 0.05, 0.5
@@ -167,21 +167,7 @@ def _colliculus(num_trials: int, bound: float, inactivation: float = 0.0, period
         inputs, noise, shares = (each[jnp.asarray(t, int)] for each in given)
         return STEP / TIME_CONSTANT * (shares * _response(u) @ matrix.T - u + inputs[:, None] + NOISE * noise)
 
-    # In steps, so that the times, and with them each step's own noise, are exact numbers.
-    times = jnp.arange(NUM_STEPS + 1.0)
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(change),
-        diffrax.Euler(),
-        t0=times[0],
-        t1=times[-1],
-        dt0=None,
-        y0=start,
-        args=(inputs, noise, shares[:-1]),
-        saveat=diffrax.SaveAt(ts=times[-1:]),
-        stepsize_controller=diffrax.StepTo(ts=times),
-        max_steps=NUM_STEPS,
-    )
-    u = solution.ys[0]
+    (u,) = euler(change, start, (inputs, noise, shares[:-1]), NUM_STEPS, num_kept=1)
     activity = numpyro.deterministic("activity", shares[-1] * _response(u))
     left = jax.nn.sigmoid(100.0 * (activity[..., 0] - activity[..., 3]))
     numpyro.deterministic("chooses_left", jnp.mean(left, axis=1))

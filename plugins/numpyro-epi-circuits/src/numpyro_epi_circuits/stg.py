@@ -8,7 +8,6 @@ conductances in uS; time is in ms.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -19,6 +18,7 @@ import numpyro_epi as epi
 from numpyro_epi.signals import moving_average, spectral_mean_frequency
 
 from ._checks import check_positive
+from ._euler import euler
 
 STEP, NUM_STEPS = 25.0, 300
 """Euler step, ms, and their number. The step is too long for the equations' own dynamics, but it defines the published
@@ -114,22 +114,11 @@ def _subcircuit(current_noise: float) -> None:
         noise = 1e-3 * current_noise * numpyro.sample("current_noise", dist.Normal().expand(shape).to_event(2))
     else:
         noise = jnp.zeros(shape)
-    # In steps, so that the times, and with them each step's own noise, are exact numbers.
-    times = jnp.arange(NUM_STEPS + 1.0)
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(_change),
-        diffrax.Euler(),
-        t0=times[0],
-        t1=times[-1],
-        dt0=None,
-        y0=_State(*(jnp.array(row, float) for row in START)),
-        args=_Given(1e-3 * g_el, 1e-3 * g_syn_a, noise),
-        saveat=diffrax.SaveAt(ts=times, fn=_voltage),
-        stepsize_controller=diffrax.StepTo(ts=times),
-        max_steps=NUM_STEPS,
-    )
-    numpyro.deterministic("voltage", 1e-3 * solution.ys)
-    numpyro.deterministic("hub_voltage", 1e-3 * solution.ys[:, 2])
+    start = _State(*(jnp.array(row, float) for row in START))
+    given = _Given(1e-3 * g_el, 1e-3 * g_syn_a, noise)
+    voltage = 1e-3 * euler(_change, start, given, NUM_STEPS, num_kept=NUM_STEPS + 1, measure=_voltage)
+    numpyro.deterministic("voltage", voltage)
+    numpyro.deterministic("hub_voltage", voltage[:, 2])
 
 
 class _Given(NamedTuple):

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpyro
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float
 import numpyro_epi as epi
 
 from ._checks import check_counts, check_positive
+from ._euler import euler
 
 WEIGHTS = (
     (2.18, -1.19, -0.594, -0.229),
@@ -111,21 +111,10 @@ def _network(contrast: float, num_trials: int, bound: float) -> None:
         rates_change = jnp.minimum(STEP / TIME_CONSTANT * (drive - rates), LARGEST_RATE - rates)
         return rates_change, scale * noise[jnp.asarray(t, int)] - STEP / NOISE_TIME * epsilon
 
-    # In steps, so that the times, and with them each step's own noise, are exact numbers.
-    times = jnp.arange(NUM_STEPS + 1.0)
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(change),
-        diffrax.Euler(),
-        t0=times[0],
-        t1=times[-1],
-        dt0=None,
-        y0=(start, jnp.zeros_like(start)),
-        args=steps,
-        saveat=diffrax.SaveAt(ts=times[-NUM_MEASURED:], fn=_excitatory),
-        stepsize_controller=diffrax.StepTo(ts=times),
-        max_steps=NUM_STEPS,
+    excitatory = euler(
+        change, (start, jnp.zeros_like(start)), steps, NUM_STEPS, num_kept=NUM_MEASURED, measure=_excitatory
     )
-    numpyro.deterministic("excitatory_rate", 100.0 * solution.ys.T)
+    numpyro.deterministic("excitatory_rate", 100.0 * excitatory.T)
 
 
 def _excitatory(t: Array, state: tuple[Array, Array], noise: Array) -> Array:
