@@ -117,7 +117,8 @@ class ChainSettings(eqx.Module):
         num_simulations: Simulations that one evaluation averages where the model has noise of its own.
         mirrored: Whether every second one is the mirror image of the one before it, where the model's noise has one.
         within: Standard deviations of a target's that its statistic's mean may be away from it, once the targets have arrived;
-            no limit by default, but for chains that left for far away in a first attempt.
+            no limit by default, but for chains that left for far away in a first attempt. Several: the normaliser takes it that
+            nothing reaches so far but what negative multipliers of a squared deviation draw there.
     """
 
     num_chains: int = 512

@@ -8,6 +8,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 import scipy.optimize
+import scipy.special
 import scipy.stats
 from chosen_problems import CHOSEN, grid, well
 from problems import EXACT, ExactProblem
@@ -380,6 +381,53 @@ def test_chains_that_come_nearer_by_every_round_are_not_lost():
     found = solve(problem, jax.random.key(0), ChainSettings(num_chains=128, num_updates=80, num_transitions=4))
     assert found.converged
     np.testing.assert_allclose(found.eta, -80.0, rtol=0.02)
+
+
+DIM = 60
+
+
+def cloud(mean, std):
+    """Squared length of so many standard normals: chi-squared, and held the closer, the nearer to zero."""
+
+    def model():
+        numpyro.sample("z", dist.Normal().expand([DIM]).to_event(1))
+
+    return Problem(model, EmergentProperty(Target(lambda s: jnp.sum(s["z"] ** 2), mean=mean, std=std, name="x")))
+
+
+def test_no_multiplier_widens_on_the_way():
+    """Half of the way from 60 to 5 the path's variance is larger than so many parameters leave it."""
+    settings = ChainSettings(num_chains=64, num_transitions=4, num_updates=20)
+    path = _Path(cloud(5.0, 1.05), settings)
+    chains, first = path.start(jax.random.key(0))
+    update = eqx.filter_jit(lambda *args: path.update(*args, planned=jnp.zeros((), bool), eta=jnp.zeros(2)))
+    for number in range(settings.num_updates):
+        chains = update(chains, jnp.asarray(number), jax.random.key(number), first)
+        if number < settings.num_updates / 2:
+            assert chains.eta[1] >= 0
+    # With the targets there, it is what it takes.
+    assert chains.eta[1] < 0
+
+
+@pytest.mark.slow
+def test_chains_within_bounds_solve_the_bounded_problem():
+    """By quadrature over |z|^2 within two wanted spreads of its mean."""
+    mean, std, within = 5.0, 1.05, 2.0
+    found = solve(cloud(mean, std), jax.random.key(0), ChainSettings(num_chains=256, num_transitions=4, within=within))
+    assert np.max(np.abs(flat(found)[:, 0] - mean)) <= within * std
+    grid = np.linspace(mean - within * std, mean + within * std, 20_000)
+    moments = np.stack([grid - mean, (grid - mean) ** 2 - std**2])
+    log_base = scipy.stats.chi2.logpdf(grid, DIM)
+    exact = scipy.optimize.minimize(
+        lambda eta: scipy.special.logsumexp(log_base - eta @ moments),
+        np.array([5.0, 0.0]),
+        method="Nelder-Mead",
+        options={"xatol": 1e-7, "fatol": 1e-9},
+    )
+    # Without bounds the second one is -0.14.
+    assert exact.x[1] < -0.2
+    errors = np.sqrt(np.diagonal(found.error))
+    assert np.all(np.abs(found.eta - exact.x) < 4 * errors + 0.01 * np.abs(exact.x)), (found.eta, exact.x)
 
 
 def test_pairs_of_opposite_noise_need_two_of_them():
