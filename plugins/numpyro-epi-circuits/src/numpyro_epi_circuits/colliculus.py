@@ -126,7 +126,7 @@ def sc_task_switching(
         name="circuits.sc_task_switching",
         # A simulation is expensive, and averages trials already.
         num_draws=100,
-        max_steps=3000,
+        max_steps=4000,
     )
 
 
