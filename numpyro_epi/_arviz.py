@@ -44,6 +44,9 @@ SENSITIVITY_GROUP = "sensitivity"
 SNAPSHOT_GROUP, SNAPSHOT_DIMS = "optimization_draws", ("snapshot", "draw")
 """Where draws kept during the run lie, and their leading dims."""
 
+MOST_NOISE = 1000
+"""Values of noise that a draw may keep in one site; a stochastic simulation has 1e5, which would be gigabytes a file."""
+
 _MARK = "numpyro_epi_version"
 _LONGEST_KEY = 200
 _NO_ROOM = frozenset(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG") if hasattr(errno, name))
@@ -105,7 +108,8 @@ def result_groups(
         draws: ``log_importance_weight`` towards the solution at the multipliers, and ``log_weight``, tilted on so that the
         weighted statistics meet the targets exactly. After several restarts the group ``restarts`` has one chain of
         parameters for each: its R-hat says whether they agree. Draws kept during the run are the group
-        ``optimization_draws``, over ``snapshot`` and ``draw``. Cost: ``num_chains * num_draws`` simulations, twice.
+        ``optimization_draws``, over ``snapshot`` and ``draw``. Noise of more than 1,000 values a draw is left out and named
+        in ``noise_left_out``; `numpyro.deterministic` keeps what is wanted of it. Cost: ``num_chains * num_draws`` simulations, twice.
 
     Raises:
         ValueError: If a count is not positive.
@@ -284,6 +288,8 @@ def _measure(problem: Problem, key: Key, unconstrained: Unconstrained) -> _Measu
     draw = problem.simulator(key, unconstrained)
     values = problem.property.values(draw.sites)
     finite = jnp.all(jnp.isfinite(problem.property.moments(values))) & jnp.isfinite(draw.log_prior)
+    noise = {name for name in problem.simulator.noise if draw.sites[name].size > MOST_NOISE}
+    draw = draw._replace(sites={name: value for name, value in draw.sites.items() if name not in noise})
     return _Measured(draw, values, finite, draw.log_prior)
 
 
@@ -311,8 +317,9 @@ def _from_prior(problem: Problem, key: Key, num_draws: int) -> _Measured:
 
 
 def _batch(problem: Problem, key: Key, unconstrained: Draws) -> _Measured:
-    keys = jax.random.split(key, len(unconstrained))
-    return jax.vmap(lambda key, u: _measure(problem, key, u))(keys, unconstrained)
+    # As many at once as a fit simulates: that many fit into memory.
+    keys, size = jax.random.split(key, len(unconstrained)), problem.num_draws
+    return jax.lax.map(lambda pair: _measure(problem, *pair), (keys, unconstrained), batch_size=size)
 
 
 def _draw_groups(
@@ -323,12 +330,16 @@ def _draw_groups(
     predicted = {
         s.name: _predicted(s, measured.values[s.name]) for s in (t.statistic for t in problem.property.targets)
     }
-    kinds = {name: "deterministic" for name in simulator.deterministics} | {name: "noise" for name in simulator.noise}
+    noise = [name for name in simulator.noise if name in sites]
+    kinds = {name: "deterministic" for name in simulator.deterministics} | {name: "noise" for name in noise}
     for name, kind in kinds.items():
         predicted[_free(name, predicted, prefix="site.")] = _variable(name, sites[name], {"kind": kind})
     stats = {"lp": measured.log_density, "log_prior": measured.draw.log_prior, "finite": measured.finite}
     quality = {name: _variable(name, values, {"kind": "quality"}) for name, values in stats.items()}
-    return {name: _dataset(group, shape) for name, group in zip(names, (parameters, predicted, quality), strict=True)}
+    found = {name: _dataset(group, shape) for name, group in zip(names, (parameters, predicted, quality), strict=True)}
+    if left_out := [name for name in simulator.noise if name not in noise]:
+        found[names[1]] = found[names[1]].assign_attrs(noise_left_out=left_out)
+    return found
 
 
 def _with_weights(result: Exportable, stats: xr.Dataset, measured: _Measured, draws: Draws, key: Key) -> xr.Dataset:

@@ -163,6 +163,22 @@ def test_groups_hold_what_arviz_expects(tree):
     assert tree["sample_stats"]["finite"].dtype == bool
 
 
+def test_noise_of_many_values_is_left_out_and_named():
+    def model():
+        numpyro.sample("x", dist.Uniform(0, 1))
+        few = numpyro.sample("few", dist.Normal().expand([1000]).to_event(1))
+        many = numpyro.sample("many", dist.Normal().expand([1001]).to_event(1))
+        numpyro.deterministic("kept", many + few[0])
+
+    mean_x = statistic(name="mean_x")(lambda sites: sites["x"] + jnp.mean(sites["many"]))
+    problem = Problem(model, EmergentProperty(Target(mean_x, 0.5)), parameters=("x",), num_draws=4)
+    found = export(problem, num_chains=1, num_draws=7)["prior_predictive"]
+    assert list(found.data_vars) == ["mean_x", "kept", "few"]
+    assert json.loads(found.attrs["noise_left_out"]) == ["many"]
+    spread = np.std(found["kept"] - found["few"][..., :1].values, axis=-1)
+    np.testing.assert_allclose(spread, 1.0, atol=5 / np.sqrt(2 * 1001))
+
+
 def test_arrays_are_numpy(tree):
     for node in tree.descendants:
         assert all(type(variable.data) is np.ndarray for variable in node.variables.values())
