@@ -108,8 +108,10 @@ def result_groups(
         draws: ``log_importance_weight`` towards the solution at the multipliers, and ``log_weight``, tilted on so that the
         weighted statistics meet the targets exactly. After several restarts the group ``restarts`` has one chain of
         parameters for each: its R-hat says whether they agree. Draws kept during the run are the group
-        ``optimization_draws``, over ``snapshot`` and ``draw``. Noise of more than 1,000 values a draw is left out and named
-        in ``noise_left_out``; `numpyro.deterministic` keeps what is wanted of it. Cost: ``num_chains * num_draws`` simulations, twice.
+        ``optimization_draws``, over ``snapshot`` and ``draw``. Noise of more than 1,000 values a draw is left out and named in
+        ``noise_left_out``; `numpyro.deterministic` keeps what is wanted of it.
+
+        Cost: ``num_chains * num_draws`` simulations, twice.
 
     Raises:
         ValueError: If a count is not positive.
