@@ -21,7 +21,7 @@ import xarray as xr
 from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
 
 import numpyro_epi as epi
-from numpyro_epi._arviz import as_datatree
+from numpyro_epi._datatree import as_datatree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from _table import write_row

@@ -23,8 +23,8 @@ from ._result import Result
 from .statistics import Statistic, get_statistic, list_statistics, statistic
 
 if TYPE_CHECKING:
-    from ._arviz import read_arviz
     from ._certificate_plot import plot_certificate
+    from ._datatree import read_arviz
     from ._matrix import plot_matrix
     from ._movie import movie
     from ._pair import plot_pair
@@ -90,7 +90,7 @@ _LATER = {
     "plot_pair": "._pair",
     "plot_predictive": "._predictive",
     "plot_statistics": "._plots",
-    "read_arviz": "._arviz",
+    "read_arviz": "._datatree",
     "report": "._report",
 }
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._arviz import as_datatree
 from ._canvas import COLOURS, GUIDE, PRIOR, SMALL, TARGET, add_title, new_figure, padded, shorten
+from ._datatree import as_datatree
 from ._exported import finite_part, optional_group, read_gap, read_group, read_number
 
 if TYPE_CHECKING:

@@ -420,7 +420,7 @@ def _beside(path: Path) -> Path:
 
 def _check_output(path: Path, *, overwrite: bool) -> None:
     """Find out before a long run whether its result can be saved."""
-    from ._arviz import check_target
+    from ._datatree import check_target
 
     _check_free(path, overwrite=overwrite)
     check_target(path, overwrite)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ._arviz import SAMPLE_DIMS
+from ._datatree import SAMPLE_DIMS
 
 
 def read_group(tree: xr.DataTree, name: str) -> xr.Dataset:

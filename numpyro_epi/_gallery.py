@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from ._arviz import as_datatree
 from ._certificate_plot import has_certificate, plot_certificate
+from ._datatree import as_datatree
 from ._matrix import has_matrices, plot_matrix
 from ._pair import plot_pair
 from ._plots import plot_fit, plot_statistics

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ._arviz import SAMPLE_DIMS, as_datatree
 from ._canvas import PRIOR, SMALL, add_title, axis_limits, draw_histogram, new_figure, shorten
+from ._datatree import SAMPLE_DIMS, as_datatree
 from ._exported import labels_of, optional_group, read_bounds, read_components, read_group
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ._arviz import SNAPSHOT_GROUP, as_datatree
 from ._canvas import COLOURS, GUIDE, SMALL, TARGET, axis_limits, new_figure, shorten
+from ._datatree import SNAPSHOT_GROUP, as_datatree
 from ._exported import finite_part, optional_group, read_bounds, read_components, read_group, read_targets, select_names
 from ._files import checked_output, written_aside
 from ._pair import label_grid, most_changed

@@ -9,8 +9,8 @@ import numpy as np
 from scipy.stats import ks_2samp
 
 from ._arguments import check_count
-from ._arviz import as_datatree
 from ._canvas import SMALL, add_legend, add_title, axis_limits, bad_draws, draw_histogram, new_figure, padded, wrap
+from ._datatree import as_datatree
 from ._exported import finite_part, optional_group, read_bounds, read_components, read_group, select_names
 from ._overlays import Direction, Overlays, Path, Place, arrow_scale, draw_contours, draw_overlays, read_overlays
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._arviz import as_datatree
 from ._canvas import (
     COLOURS,
     MAX_PANELS,
@@ -23,6 +22,7 @@ from ._canvas import (
     padded,
     shorten,
 )
+from ._datatree import as_datatree
 from ._exported import finite_part, optional_group, read_components, read_group, read_targets, read_tolerance
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ._arviz import SAMPLE_DIMS, as_datatree
 from ._canvas import MAX_PANELS, SMALL, add_title, bad_draws, new_figure, shorten
+from ._datatree import SAMPLE_DIMS, as_datatree
 from ._exported import optional_group, read_group
 from ._types import Numbers
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from ._arviz import SENSITIVITY_GROUP, as_datatree
+from ._datatree import SENSITIVITY_GROUP, as_datatree
 from ._exported import optional_group, read_components, read_group, read_number
 from ._files import checked_output, written_aside
 from ._gallery import gallery

@@ -164,6 +164,9 @@ class Result(eqx.Module):
     ) -> Any:
         """Export as ArviZ data: ``InferenceData`` with ArviZ 0.x, an xarray ``DataTree`` with 1.x.
 
+        ``posterior_predictive`` holds statistics, deterministic sites and noise; a noise site of more than 1,000 values a draw
+        is left out and named in the attribute ``noise_left_out``.
+
         Args:
             key: For the exported draws; derived from the run's own key by default, so exports repeat.
             num_chains: Independent draws are split into this many chains.
@@ -171,7 +174,8 @@ class Result(eqx.Module):
             sensitivity: What ``density.sensitivity`` gave, to be kept with the draws; `report` shows it. It takes gradients of
                 the flow, and seconds to compile, so nobody computes it unasked.
         """
-        from ._arviz import SENSITIVITY_GROUP, result_groups, to_arviz, to_datatree
+        from ._arviz import result_groups
+        from ._datatree import SENSITIVITY_GROUP, to_arviz, to_datatree
 
         key = jax.random.fold_in(key_from_text(self.seed), 7) if key is None else checked_key(key)
         groups, attrs = result_groups(self, key=key, num_chains=num_chains, num_draws=num_draws)

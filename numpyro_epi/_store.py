@@ -15,17 +15,10 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from . import flows
 from ._arguments import check_instance
-from ._arviz import (
-    SENSITIVITY_GROUP,
-    SNAPSHOT_GROUP,
-    check_target,
-    read_arviz,
-    result_groups,
-    to_datatree,
-    write,
-)
+from ._arviz import result_groups
 from ._begin import build_flow
 from ._conditioned import finite_test, wrap
+from ._datatree import SENSITIVITY_GROUP, SNAPSHOT_GROUP, check_target, read_arviz, to_datatree, write
 from ._keys import key_from_text
 from ._outcome import STATUS, Certificate, Snapshots, Verdict
 from ._problem import Problem

@@ -25,8 +25,9 @@ from numpyro.infer.hmc import HMCState, hmc
 from numpyro.infer.mcmc import MCMCKernel
 
 from ._arguments import check_count
-from ._arviz import SAMPLE_DIMS, _batch, _constant_data, _draw_groups, _root_attributes, to_arviz, to_datatree
+from ._arviz import _batch, _constant_data, _draw_groups, _root_attributes
 from ._conditioned import unconditioned
+from ._datatree import SAMPLE_DIMS, to_arviz, to_datatree
 from ._dual import DualSolution
 from ._guide import AutoFlow, parameters_only
 from ._keys import key_from_text

@@ -3,7 +3,7 @@
 import numpy as np
 import xarray as xr
 
-from numpyro_epi._arviz import to_datatree
+from numpyro_epi._datatree import to_datatree
 
 CHAINS, DRAWS, SNAPSHOTS, STEPS = 2, 150, 4, 60
 

@@ -14,8 +14,9 @@ import xarray as xr
 from flowjax.distributions import StandardNormal
 
 import numpyro_epi as epi
-from numpyro_epi._arviz import result_groups, to_datatree, write
+from numpyro_epi._arviz import result_groups
 from numpyro_epi._begin import build_flow
+from numpyro_epi._datatree import to_datatree, write
 from numpyro_epi._density import Density, OfFlow
 from numpyro_epi._outcome import Verdict
 

@@ -15,8 +15,8 @@ from fake_distributions import GOOD_PROBLEM, GOOD_STATISTIC, PROBLEMS, install
 
 import numpyro_epi
 from numpyro_epi import _gallery
-from numpyro_epi._arviz import read_arviz
 from numpyro_epi._cli import main
+from numpyro_epi._datatree import read_arviz
 from numpyro_epi._problem import Problem
 from numpyro_epi._stop import StoppedBeforeFirstStep
 

@@ -10,7 +10,7 @@ import pytest
 import xarray as xr
 
 import numpyro_epi as epi
-from numpyro_epi._arviz import read_arviz, to_datatree, write
+from numpyro_epi._datatree import read_arviz, to_datatree, write
 
 SUFFIXES = (".nc", ".zarr")
 needs_linux = pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="asks Linux to refuse")
@@ -25,7 +25,7 @@ def old():
 PROGRAM = """
 import resource, signal, sys
 import numpy as np, xarray as xr
-from numpyro_epi._arviz import to_datatree, write
+from numpyro_epi._datatree import to_datatree, write
 data = xr.Dataset({"x": (("chain", "draw"), np.random.default_rng(1).normal(size=(4, 20000)))})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)

@@ -14,7 +14,7 @@ import pytest
 import xarray as xr
 
 import numpyro_epi
-from numpyro_epi._arviz import read_arviz, to_datatree, write
+from numpyro_epi._datatree import read_arviz, to_datatree, write
 
 PACKAGE = Path(numpyro_epi.__file__).parent
 LIMIT = 5.0
@@ -273,7 +273,7 @@ def test_pickled_texts_would_run_unseen(small_tree, tmp_path, monkeypatch):
     path = tmp_path / "stranger.zarr"
     small_tree.to_zarr(path, zarr_format=2, consolidated=True)
     pickled_texts(path)
-    monkeypatch.setattr("numpyro_epi._arviz.inspect", lambda path: None)
+    monkeypatch.setattr("numpyro_epi._datatree.inspect", lambda path: None)
     with pytest.raises(ValueError, match="reading it failed"):
         read_arviz(path)
     assert (tmp_path / "attacked").exists()

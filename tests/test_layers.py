@@ -14,7 +14,19 @@ import numpyro_epi
 
 PACKAGE = Path(numpyro_epi.__file__).parent
 LAYERS = (
-    ("_types", "_arguments", "_process", "_keys", "_registry", "_html", "_files", "_stop", "_seal", "_inspection"),
+    (
+        "_types",
+        "_arguments",
+        "_process",
+        "_keys",
+        "_registry",
+        "_html",
+        "_files",
+        "_stop",
+        "_seal",
+        "_inspection",
+        "_datatree",
+    ),
     ("statistics", "signals", "multipliers", "flows", "_mirror", "_simulator", "_summits"),
     ("_property", "_problem", "_conditioned", "_guide", "_check"),
     ("objectives", "_outcome", "_responses", "_density", "_result"),

@@ -12,7 +12,7 @@ from legible import assert_legible
 from test_arviz import export, network_problem
 
 from numpyro_epi import _plots
-from numpyro_epi._arviz import to_arviz, to_datatree, write
+from numpyro_epi._datatree import to_arviz, to_datatree, write
 from numpyro_epi._pair import plot_pair
 from numpyro_epi._plots import plot_fit, plot_statistics
 from numpyro_epi._problem import Problem

@@ -16,8 +16,8 @@ import xarray as xr
 from numpyro.infer.util import log_density
 
 import numpyro_epi as epi
-from numpyro_epi._arviz import read_arviz, to_datatree, write
 from numpyro_epi._cli import _count, _file_name, _seed, _setting
+from numpyro_epi._datatree import read_arviz, to_datatree, write
 from numpyro_epi._problem import Problem
 
 hypothesis = pytest.importorskip("hypothesis")

@@ -11,8 +11,8 @@ import xarray as xr
 from problems import EXACT
 
 import numpyro_epi as epi
-from numpyro_epi._arviz import as_datatree
 from numpyro_epi._cli import main
+from numpyro_epi._datatree import as_datatree
 
 SHORT = {
     "max_steps": 50,

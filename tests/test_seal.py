@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from numpyro_epi._arviz import read_arviz, to_datatree, write
+from numpyro_epi._datatree import read_arviz, to_datatree, write
 from numpyro_epi._seal import CHECKSUMS, broken_seal
 
 SUFFIXES = (".nc", ".zarr")

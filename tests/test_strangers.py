@@ -14,7 +14,7 @@ import xarray as xr
 from fake_distributions import GOOD_STATISTIC, install
 
 import numpyro_epi as epi
-from numpyro_epi._arviz import read_arviz, to_datatree
+from numpyro_epi._datatree import read_arviz, to_datatree
 from numpyro_epi._html import page, table
 from numpyro_epi._outcome import Summary
 

@@ -20,8 +20,8 @@ from problems import EXACT, SIMULATOR_COVARIANCE, SIMULATOR_MATRIX, SIMULATOR_NO
 
 import numpyro_epi as epi
 from numpyro_epi import flows
-from numpyro_epi._arviz import as_datatree, read_arviz, write
 from numpyro_epi._begin import build_flow
+from numpyro_epi._datatree import as_datatree, read_arviz, write
 from numpyro_epi._outcome import STATUS, Verdict
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
