@@ -7,7 +7,6 @@ factor), they are taken within it: the gradient is the tangent one, the Hessian 
 import abc
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import equinox as eqx
@@ -15,16 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flowjax.distributions import AbstractDistribution
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 from numpyro.infer import MCMC, NUTS
 
+from . import _derivatives
 from ._arguments import check_count, check_positive
 from ._keys import checked_key
 from ._problem import Problem
 from ._responses import responses
 from ._summits import Limits, climb, join
-from ._types import Draws, Key, Numbers, PerDraw, Scalar, Sites, Unconstrained
+from ._types import Draws, Key, Numbers, Scalar, Sites, Unconstrained
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -132,7 +131,7 @@ class Density(eqx.Module):
         shape = tuple(shape) if isinstance(shape, tuple | list) else (shape,)
         for count in shape:
             check_count("every number of a shape", count, 0)
-        sites = _sample(self, checked_key(key), math.prod(shape))
+        sites = _derivatives.sample(self, checked_key(key), math.prod(shape))
         return {name: sites[name].reshape(*shape, *sites[name].shape[1:]) for name in self.problem.simulator.names}
 
     def log_prob(self, values: Sites) -> Float[Array, "..."]:
@@ -143,7 +142,7 @@ class Density(eqx.Module):
         Raises:
             ValueError: If a parameter is missing, its shape does not fit, or a name is no site's.
         """
-        return self._batched(_height, values)[0]
+        return self._batched(_derivatives.height, values)[0]
 
     def gradient(self, values: Sites) -> dict[str, Array]:
         """Gradient of the log density, nats per unit of the parameter: site name to array of the shape of ``values``.
@@ -151,7 +150,7 @@ class Density(eqx.Module):
         Raises:
             ValueError: If a parameter is missing, its shape does not fit, or it lies outside its support.
         """
-        return self._inside(_gradient, values)
+        return self._inside(_derivatives.gradient_by_site, values)
 
     def hessian(self, values: Sites) -> dict[str, dict[str, Array]]:
         """Hessian of the log density, nats, by two sites' names: ``(..., *shape of the first, *shape of the second)``.
@@ -159,7 +158,7 @@ class Density(eqx.Module):
         Raises:
             ValueError: If a parameter is missing, its shape does not fit, or it lies outside its support.
         """
-        return self._inside(_hessian, values)
+        return self._inside(_derivatives.hessian_by_site, values)
 
     def modes(self, key: Key, *, num_starts: int = NUM_STARTS, depth: float = 0.5) -> list[Mode]:
         """Find the density's modes by climbing from many draws; the largest share first.
@@ -179,13 +178,13 @@ class Density(eqx.Module):
         check_positive(depth=depth)
         draws = self.unconstrained.draw(checked_key(key), num_starts)
         free = jnp.ones(self.problem.dim, bool)
-        limits, height = Limits.of(draws), eqx.Partial(_height, self)
+        limits, height = Limits.of(draws), eqx.Partial(_derivatives.height, self)
         places, climbed = climb(height, draws, free, limits)
         usable = np.flatnonzero(np.isfinite(climbed))
         if not len(usable):
             raise ValueError("Expected draws with a finite density; got none.")
         places, heights = places[usable], np.asarray(climbed, float)[usable]
-        modes, spread = [], _spread(self, draws)
+        modes, spread = [], _derivatives.spread(self, draws)
         labels = join(height, np.asarray(places, float), heights, limits, depth)
         for label in range(labels.max() + 1):
             (members,) = np.nonzero(labels == label)
@@ -287,7 +286,9 @@ class Density(eqx.Module):
         )
         mcmc.run(chain_key, init_params=starts if num_chains > 1 else starts[0])
         parts = mcmc.get_samples(group_by_chain=True).reshape(-1, len(index))
-        sites = constrain(self.problem, jnp.broadcast_to(values, (len(parts), len(values))).at[:, index].set(parts))
+        sites = _derivatives.constrain(
+            self.problem, jnp.broadcast_to(values, (len(parts), len(values))).at[:, index].set(parts)
+        )
         return {name: value.reshape(num_chains, num_samples, *value.shape[1:]) for name, value in sites.items()}
 
     def sensitivity(
@@ -327,12 +328,16 @@ class Density(eqx.Module):
             matrix = -self._gradient_products(gradient_key, draws)
         else:
             points = point[None]
-            matrix = np.asarray(_hessian_at(self, points[0]), float)
+            matrix = np.asarray(_derivatives.hessian_at(self, points[0]), float)
         curvature, vectors = np.linalg.eigh(matrix)
         largest = np.argmax(np.abs(vectors), axis=0)
         vectors = vectors * np.sign(vectors[largest, np.arange(len(largest))])
         response, labels = responses(
-            self.problem, noise_key, constrain(self.problem, points), vectors.T, spread=_spread(self, draws)
+            self.problem,
+            noise_key,
+            _derivatives.constrain(self.problem, points),
+            vectors.T,
+            spread=_derivatives.spread(self, draws),
         )
         return xr.Dataset(
             {
@@ -363,8 +368,10 @@ class Density(eqx.Module):
         check_count("num_draws", num_draws, 2)
         draw_key, noise_key = jax.random.split(checked_key(key))
         draws = self.unconstrained.draw(draw_key, num_draws)
-        first, second = (np.asarray(_moments(self, k, draws), float) for k in jax.random.split(noise_key))
-        points = np.asarray(_flat(self, draws), float)
+        first, second = (
+            np.asarray(_derivatives.moments_of(self, k, draws), float) for k in jax.random.split(noise_key)
+        )
+        points = np.asarray(_derivatives.flatten_all(self, draws), float)
         usable = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
         first, second, points = (x[usable] - x[usable].mean(axis=0) for x in (first, second, points))
         count = len(points)
@@ -382,10 +389,10 @@ class Density(eqx.Module):
     def _gradient_products(self, key: Key, draws: Draws) -> Float[np.ndarray, "P P"]:
         """``E[g g']`` over draws; with simulator noise the products of two independent estimates of ``g``."""
         if self.eta is None:
-            first = second = np.asarray(_flat_gradients(self, draws), float)
+            first = second = np.asarray(_derivatives.gradients(self, draws), float)
         else:
             keys = jax.random.split(key, 2 if self.problem.simulator.noise else 1)
-            found = [np.asarray(_exact_gradients(self, key, draws), float) for key in keys]
+            found = [np.asarray(_derivatives.exact_gradients(self, key, draws), float) for key in keys]
             first, second = found[0], found[-1]
         usable = np.isfinite(first).all(axis=1) & np.isfinite(second).all(axis=1)
         products = first[usable].T @ second[usable] / np.sum(usable)
@@ -400,7 +407,7 @@ class Density(eqx.Module):
         flat = {}
         for parameter in self.problem.simulator.parameters:
             flat[parameter.name] = numbers[parameter.name].reshape(-1, *parameter.shape)
-        found = _map(self, function, flat)
+        found = _derivatives.map_inside(self, function, flat)
         return jax.tree.map(lambda leaf: leaf.reshape(*shape, *leaf.shape[1:]), found)
 
     def _inside(self, function: Callable[["Density", Unconstrained], Any], values: Mapping[str, Any]) -> Any:
@@ -426,13 +433,15 @@ class Density(eqx.Module):
         values, free = self._fix(fixed, draws)
         if start is None:
             candidates = jnp.where(free, draws, values)
-            heights = np.nan_to_num(np.asarray(_heights(self, candidates)), nan=-np.inf)
+            heights = np.nan_to_num(np.asarray(_derivatives.heights(self, candidates)), nan=-np.inf)
             candidates = candidates[np.argsort(-heights)[:NUM_CLIMBED]]
         else:
             candidates = jnp.where(free, self._point(start), values)[None]
         limits = Limits.of(draws)
-        places, heights = climb(eqx.Partial(_height, self), candidates, free, limits)
-        return _mode(self, places[int(np.nanargmax(np.asarray(heights)))], free, limits, _spread(self, draws))
+        places, heights = climb(eqx.Partial(_derivatives.height, self), candidates, free, limits)
+        return _mode(
+            self, places[int(np.nanargmax(np.asarray(heights)))], free, limits, _derivatives.spread(self, draws)
+        )
 
     def _check_fixed(self, fixed: Mapping[str, Any]) -> None:
         """What can be said before anything is drawn."""
@@ -454,10 +463,12 @@ class Density(eqx.Module):
         """Unconstrained vector that holds the fixed values, and which coordinates are free."""
         simulator = self.problem.simulator
         reference = draws[0]
-        values = {name: np.array(v[0], float) for name, v in constrain(self.problem, reference[None]).items()}
+        values = {
+            name: np.array(v[0], float) for name, v in _derivatives.constrain(self.problem, reference[None]).items()
+        }
         shapes = {parameter.name: parameter.shape for parameter in simulator.parameters}
         blocks = simulator.unpack(jnp.arange(simulator.dim))
-        jacobian = np.asarray(_slope_and_jacobian(self, reference)[1])
+        jacobian = np.asarray(_derivatives.slope_and_jacobian(self, reference)[1])
         held = np.zeros(simulator.dim, bool)
         for name, given in fixed.items():
             value = np.asarray(_numbers(name, given))
@@ -490,139 +501,15 @@ def _numbers(name: str, given: Any) -> Array:
         raise ValueError(f"Expected numbers for {name!r}; got {given!r}.") from None
 
 
-# One unconstrained vector.
-
-
-def _flat_one(density: Density, unconstrained: Unconstrained) -> Float[Array, " P"]:
-    sites = density.problem.simulator.constrain(unconstrained).sites
-    return ravel_pytree([sites[name] for name in density.problem.simulator.names])[0]
-
-
-def _height(density: Density, unconstrained: Unconstrained) -> Scalar:
-    log_det = density.problem.simulator.constrain(unconstrained).log_det
-    return density.unconstrained.log_prob(unconstrained) - log_det
-
-
-def _flat_gradient(density: Density, unconstrained: Unconstrained) -> Float[Array, " P"]:
-    # The tangent vector whose products with the columns of J are the slopes along the unconstrained coordinates.
-    jacobian = jax.jacobian(partial(_flat_one, density))(unconstrained)
-    return jnp.linalg.pinv(jacobian).T @ jax.grad(partial(_height, density))(unconstrained)
-
-
-def _flat_hessian(density: Density, unconstrained: Unconstrained) -> Float[Array, "P P"]:
-    place = partial(_flat_one, density)
-    inverse = jnp.linalg.pinv(jax.jacobian(place)(unconstrained))
-    slope = inverse.T @ jax.grad(partial(_height, density))(unconstrained)
-    # The coordinates' own curvature along the slope is not the density's.
-    bent = jax.hessian(lambda u: place(u) @ slope)(unconstrained)
-    return inverse.T @ (jax.hessian(partial(_height, density))(unconstrained) - bent) @ inverse
-
-
-def _gradient(density: Density, unconstrained: Unconstrained) -> dict[str, Array]:
-    return density.problem.simulator.split(_flat_gradient(density, unconstrained))
-
-
-def _hessian(density: Density, unconstrained: Unconstrained) -> dict[str, dict[str, Array]]:
-    rows = density.problem.simulator.split(_flat_hessian(density, unconstrained))
-    found = {}
-    for parameter in density.problem.simulator.parameters:
-        columns = jax.vmap(density.problem.simulator.split)(
-            rows[parameter.name].reshape(-1, rows[parameter.name].shape[-1])
-        )
-        found[parameter.name] = {n: c.reshape(*parameter.shape, *c.shape[1:]) for n, c in columns.items()}
-    return found
-
-
-# Many of them.
-
-
-@eqx.filter_jit
-def _map(density: Density, function: Callable, values: Sites) -> tuple[Any, Bool[Array, " N"]]:
-    def one(place: Sites) -> tuple[Any, Bool[Array, ""]]:
-        u = density.problem.simulator.unconstrain(place)
-        numbers = jnp.concatenate([jnp.ravel(place[name]) for name in density.problem.simulator.names])
-        # Outside, or at the very edge, numbers have no finite image; where they are NaN themselves, so is the density.
-        inside = jnp.all(jnp.isfinite(u))
-        instead = jnp.where(jnp.any(jnp.isnan(numbers)), jnp.nan, -jnp.inf)
-        return jax.tree.map(lambda leaf: jnp.where(inside, leaf, instead), function(density, u)), inside
-
-    return jax.vmap(one)(values)
-
-
-@eqx.filter_jit
-def _sample(density: Density, key: Key, count: int) -> dict[str, Array]:
-    return constrain(density.problem, density.unconstrained.draw(key, count))
-
-
-@eqx.filter_jit
-def _heights(density: Density, draws: Draws) -> PerDraw:
-    return jax.vmap(partial(_height, density))(draws)
-
-
-@eqx.filter_jit
-def _flat(density: Density, draws: Draws) -> Float[Array, "N P"]:
-    return jax.vmap(partial(_flat_one, density))(draws)
-
-
-@eqx.filter_jit
-def _flat_gradients(density: Density, draws: Draws) -> Float[Array, "N P"]:
-    return jax.lax.map(partial(_flat_gradient, density), draws, batch_size=128)
-
-
-@eqx.filter_jit
-def _exact_gradients(density: Density, key: Key, draws: Draws) -> Float[Array, "N P"]:
-    """Gradients of ``log base - eta . T`` on the constrained scale, one simulation each."""
-
-    def log_density(unconstrained: Unconstrained, key: Key) -> Scalar:
-        found = density.problem.evaluate(key, unconstrained)
-        return found.log_base - found.log_det - found.moments @ jnp.asarray(density.eta, found.moments.dtype)
-
-    def one(pair: tuple[Key, Unconstrained]) -> Array:
-        jacobian = jax.jacobian(partial(_flat_one, density))(pair[1])
-        return jnp.linalg.pinv(jacobian).T @ jax.grad(log_density)(pair[1], pair[0])
-
-    return jax.lax.map(one, (jax.random.split(key, len(draws)), draws), batch_size=128)
-
-
-def constrain(problem: Problem, draws: Draws) -> dict[str, Array]:
-    """Parameters of unconstrained draws by site, ``(N, *site shape)``, in the model's order."""
-    sites = _constrain(problem, draws)
-    return {name: sites[name] for name in problem.simulator.names}
-
-
-@eqx.filter_jit
-def _constrain(problem: Problem, draws: Draws) -> Sites:
-    return jax.vmap(lambda u: problem.simulator.constrain(u).sites)(draws)
-
-
-@eqx.filter_jit
-def _slope_and_jacobian(density: Density, place: Unconstrained) -> tuple[Unconstrained, Float[Array, "P D"]]:
-    return jax.grad(partial(_height, density))(place), jax.jacobian(partial(_flat_one, density))(place)
-
-
-@eqx.filter_jit
-def _hessian_at(density: Density, place: Unconstrained) -> Float[Array, "P P"]:
-    return _flat_hessian(density, place)
-
-
-def _spread(density: Density, draws: Draws) -> Float[np.ndarray, " P"]:
-    """Standard deviations of draws on the constrained scale."""
-    return np.asarray(_flat(density, draws), float).std(axis=0)
-
-
 def _mode(density: Density, place: Unconstrained, free: Array, limits: Limits, spread: Float[np.ndarray, " P"]) -> Mode:
     outside = free & ((place < limits.low) | (place > limits.high))
     # At a bound of the support the slope stays, however far away the bound is in unconstrained coordinates.
-    slope, jacobian = (np.asarray(found, float)[..., np.asarray(free)] for found in _slope_and_jacobian(density, place))
+    slope, jacobian = (
+        np.asarray(found, float)[..., np.asarray(free)] for found in _derivatives.slope_and_jacobian(density, place)
+    )
     steepest = np.max(np.abs(np.linalg.pinv(jacobian).T @ slope * spread))
-    values = {name: np.asarray(value[0]) for name, value in constrain(density.problem, place[None]).items()}
-    height = float(_heights(density, place[None])[0])
+    values = {
+        name: np.asarray(value[0]) for name, value in _derivatives.constrain(density.problem, place[None]).items()
+    }
+    height = float(_derivatives.heights(density, place[None])[0])
     return Mode(values, height, 1.0, 0.0, bool(jnp.any(outside)) or bool(steepest > EDGE_SLOPE))
-
-
-@eqx.filter_jit
-def _moments(density: Density, key: Key, draws: Draws) -> Float[Array, "N M"]:
-    def one(pair: tuple[Key, Unconstrained]) -> Array:
-        return density.problem.evaluate(*pair).moments
-
-    return jax.lax.map(one, (jax.random.split(key, len(draws)), draws), batch_size=1000)

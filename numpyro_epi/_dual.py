@@ -16,7 +16,8 @@ from scipy.cluster.vq import kmeans2
 from ._arguments import check_instance, check_positive
 from ._certificate import MAX_KHAT, MIN_ESS, MIN_OVERLAP, assess, pareto_khat, tilt
 from ._chains import ChainSettings, Solved, begins_at_base
-from ._density import Density, Tilted, constrain
+from ._density import Density, Tilted
+from ._derivatives import constrain
 from ._keys import checked_key, key_text
 from ._ladder import descend, has_mass_elsewhere
 from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summary

@@ -29,7 +29,7 @@ LAYERS = (
     ),
     ("statistics", "signals", "multipliers", "flows", "_mirror", "_simulator", "_summits"),
     ("_property", "_problem", "_conditioned", "_guide", "_check"),
-    ("objectives", "_outcome", "_responses", "_density", "_result"),
+    ("objectives", "_outcome", "_responses", "_derivatives", "_density", "_result"),
     (
         "_loop",
         "_fresh",
