@@ -9,11 +9,12 @@ import hashlib
 import io
 import json
 import os
+import platform
 import re
 import time
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,14 +26,21 @@ import numpy as np
 from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
+from ._arguments import as_number
 from ._problem import Problem
 
 KIND = b"numpyro-epi checkpoint "
-MAGIC = KIND + b"2\n"
+MAGIC = KIND + b"3\n"
 """First line; the number is that of the format."""
+
+LEAST_UNPACKED, MOST_UNPACKED = 2**26, 100
+"""Bytes that a checkpoint's arrays may take whatever its size, and times its size beyond them: noise does not compress so far."""
 
 PREVIOUS, LOCK, ASIDE = ".previous", ".lock", ".writing"
 """Added to a checkpoint's name: the one before it, the lock of the run that writes it, and the one that is being written."""
+
+
+_ABOUT = ("problem", "origin", "options", "x64", "platform", "device", "versions", "key", "numbers", "seconds", "names")
 
 
 class Saved(NamedTuple):
@@ -58,21 +66,32 @@ class Keeper:
     """
 
     def __init__(self, path: str | os.PathLike[str], every: float, *, new: bool):
-        self.path, self.every, self._new = Path(path), float(every), new
+        self.path, self.every, self._new = Path(path), as_number(every), new
         if not self.every >= 0:
-            raise ValueError(f"Expected every >= 0, in seconds; got {every}.")
+            raise ValueError(f"Expected every >= 0, in seconds; got {every!r}.")
+        if not self.path.name:
+            raise ValueError(f"Expected a file for the checkpoint; got {os.fspath(path)!r}, which names none.")
+        if self.path.is_dir():
+            raise ValueError(f"Expected a file for the checkpoint; got the folder {self.path}. Name a file in it.")
         self._lock = filelock.FileLock(f"{self.path}{LOCK}", timeout=0)
         self._saved_at = -np.inf
 
     def __enter__(self) -> "Keeper":
         if not self.path.parent.is_dir():
             raise ValueError(f"Expected a folder for the checkpoint; {self.path.parent} is none. Make it first.")
+        if not os.access(self.path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(f"Expected a folder that can be written, for the checkpoint; got {self.path.parent}.")
         try:
             self._lock.acquire()
-        except filelock.Timeout:
-            raise ValueError(
-                f"Expected a checkpoint that no run is writing; {self.path} belongs to one. Wait for it, or name another."
-            ) from None
+        except OSError as error:
+            # What asks for a lock tells a folder that takes no files by the same error as a lock that is taken.
+            if isinstance(error, filelock.Timeout) and _beside(self.path, LOCK).exists():
+                raise ValueError(
+                    f"Expected a checkpoint that no run is writing; {self.path} belongs to one. Wait for it, or name another."
+                ) from None
+            raise PermissionError(
+                f"Expected a folder that can be written, for the checkpoint; got {self.path.parent}: {error}."
+            ) from error
         if self._new and (left := [p for p in (self.path, _beside(self.path, PREVIOUS)) if p.exists()]):
             self._lock.release()
             raise ValueError(
@@ -105,6 +124,22 @@ def remove(path: str | os.PathLike[str]) -> None:
     """Delete a checkpoint and what stands beside it."""
     for suffix in ("", PREVIOUS, ASIDE, LOCK):
         _beside(Path(path), suffix).unlink(missing_ok=True)
+
+
+def clear(path: str | os.PathLike[str]) -> None:
+    """Delete what an earlier run has left, so that a new one can begin.
+
+    Raises:
+        ValueError: If a run is writing it, or it is no checkpoint.
+    """
+    keeper = Keeper(path, 0.0, new=False)
+    files = [_beside(keeper.path, suffix) for suffix in ("", PREVIOUS)]
+    for each in files:
+        if os.path.lexists(each) and not (each.is_file() and _starts_as_ours(each)):
+            raise ValueError(f"Expected a checkpoint to replace; {each} is none, so it stays. Name another.")
+    with keeper:
+        for each in (*files, _beside(keeper.path, ASIDE)):
+            each.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike[str]) -> Saved:
@@ -146,6 +181,7 @@ def describe(problem: Problem, options: Mapping[str, Any]) -> dict[str, Any]:
         "options": dict(options),
         "x64": bool(jax.config.read("jax_enable_x64")),
         "platform": jax.default_backend(),
+        "device": _device(),
         "versions": {name: version(name) for name in ("numpyro-epi", "jax", "jaxlib", "equinox", "flowjax", "numpyro")},
     }
 
@@ -157,7 +193,15 @@ def compare(saved: Saved, wanted: Mapping[str, Any]) -> None:
         ValueError: If the question, an option or the width of numbers differs.
     """
     about, path = saved.about, saved.path
-    same_versions = about["versions"] == wanted["versions"] and about["platform"] == wanted["platform"]
+    before, now = (
+        {**each["versions"], "platform": each["platform"], "device": each["device"]} for each in (about, wanted)
+    )
+    same_versions = before == now
+    if about["x64"] != wanted["x64"]:
+        raise ValueError(
+            f"Expected jax_enable_x64={about['x64']}, as {path} was made with; got {wanted['x64']}. "
+            f"Call jax.config.update('jax_enable_x64', {about['x64']}) first."
+        )
     for name, value in wanted["problem"].items():
         # The same model is another program under another version.
         if about["problem"].get(name) != value and (name != "program" or same_versions):
@@ -165,11 +209,6 @@ def compare(saved: Saved, wanted: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"Expected the problem that {path} was made for, {name} {about['problem'].get(name)}; got {found}."
             )
-    if about["x64"] != wanted["x64"]:
-        raise ValueError(
-            f"Expected jax_enable_x64={about['x64']}, as {path} was made with; got {wanted['x64']}. "
-            f"Call jax.config.update('jax_enable_x64', {about['x64']}) first."
-        )
     for name, value in wanted["options"].items():
         if about["options"].get(name) != value:
             raise ValueError(
@@ -177,7 +216,6 @@ def compare(saved: Saved, wanted: Mapping[str, Any]) -> None:
                 "Pass what the run was given."
             )
     if not same_versions:
-        before, now = ({**each["versions"], "platform": each["platform"]} for each in (about, wanted))
         changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
         warnings.warn(
             f"{path} was made under other versions ({', '.join(changed)}): the run goes on, but may not end at the same "
@@ -212,6 +250,18 @@ def unflatten(template: PyTree, arrays: Mapping[str, np.ndarray], prefix: str) -
     return jax.tree.unflatten(structure, filled)
 
 
+def _device() -> str:
+    """What computes: the same program rounds otherwise elsewhere."""
+    kind = jax.devices()[0].device_kind
+    if kind != "cpu":
+        return kind
+    try:
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
 def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray)
 
@@ -230,11 +280,20 @@ def _unwords(leaf: Any, array: np.ndarray) -> Any:
 def _program(problem: Problem) -> str:
     """A fingerprint of what one draw computes: it changes with the model's code, its constants and its statistics."""
     traced = jax.make_jaxpr(problem.evaluate)(jax.random.key(0), jnp.zeros(problem.dim))
-    # Functions inside are printed with their addresses, which differ from process to process.
-    digest = hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", str(traced.jaxpr)).encode())
-    for constant in traced.consts:
-        digest.update(_words(constant).tobytes())
+    return fingerprint(traced.consts, str(traced.jaxpr))
+
+
+def fingerprint(values: Iterable[Any], text: str = "") -> str:
+    """A digest of numbers and of a text."""
+    digest = hashlib.sha256(without_addresses(text).encode())
+    for value in values:
+        digest.update(_words(value).tobytes())
     return digest.hexdigest()
+
+
+def without_addresses(text: str) -> str:
+    """Functions are printed with their addresses, which differ from process to process."""
+    return re.sub(r" ?0x[0-9a-f]+", "", text)
 
 
 def _beside(path: Path, suffix: str) -> Path:
@@ -284,7 +343,20 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     try:
         line, _, packed = body.partition(b"\n")
         about = json.loads(line)
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            size = sum(each.file_size for each in archive.infolist())
+        if size > LEAST_UNPACKED + MOST_UNPACKED * len(packed):
+            raise ValueError(f"its arrays would take {size} bytes, of {len(packed)} in the file")
         with np.load(io.BytesIO(packed), allow_pickle=False) as found:
-            return about, {name: found[f"array_{i}"] for i, name in enumerate(about["names"])}
-    except (ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"Expected a checkpoint in {path}; it cannot be read: {error}") from error
+            arrays = {name: found[f"array_{i}"] for i, name in enumerate(about["names"])}
+        if missing := [name for name in _ABOUT if name not in about]:
+            raise ValueError(f"it does not say its {' and '.join(missing)}")
+        return about, arrays
+    # A stranger's file may be anything, and each library fails on it in its own way.
+    except Exception as error:
+        raise ValueError(f"Expected a checkpoint in {path}; it cannot be read: {error!r}.") from error
+
+
+def _starts_as_ours(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(KIND)) == KIND

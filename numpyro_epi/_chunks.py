@@ -77,7 +77,7 @@ def run_chunks(
     *,
     tolerance: float,
     progress: bool,
-) -> tuple[Chunks, list[Verdict], bool]:
+) -> tuple[Chunks, list[Verdict]]:
     """Go on until the steps are done, or every guide is nearly exact and fresh draws say so too, or a stop is asked for.
 
     Args:
@@ -92,7 +92,7 @@ def run_chunks(
         progress: Whether to show a bar.
 
     Returns:
-        Where it stands now, the last verdicts, and whether a stop cut it short.
+        Where it stands now, and the last verdicts.
     """
     problem, steps_per_epoch = fleet.loop.problem, fleet.loop.rule.steps_per_epoch
     num_epochs = math.ceil(max_steps / steps_per_epoch)
@@ -100,7 +100,6 @@ def run_chunks(
     num_chunks = math.ceil(num_epochs / per_chunk)
     size = per_chunk * steps_per_epoch
     verdicts: list[Verdict] = []
-    is_cut = False
 
     def satisfied() -> bool:
         return bool(verdicts) and all(np.all(v.satisfies(problem.target, tolerance)) for v in verdicts)
@@ -114,10 +113,9 @@ def run_chunks(
                 verdicts = judge(fleet.split(run.state), len(run.found) - 1)
                 if satisfied():
                     break
-            is_cut = bool(stop) and len(run.found) < num_chunks
             if run.found and all(map(given_up, run.found[-1])):
                 break
-            if is_cut or len(run.found) >= num_chunks:
+            if stop or len(run.found) >= num_chunks:
                 break
             state, records = run_epochs(run.state)
             run = Chunks(state, [*run.found, fleet.split(jax.device_get(records))])
@@ -126,7 +124,9 @@ def run_chunks(
             bar.set_postfix_str(_progress(run.found[-1][0], problem), refresh=False)
     if not satisfied() or len(run.found) == num_chunks:
         verdicts = judge(fleet.split(run.state), num_chunks)
-    return run, verdicts, is_cut
+    if stop:
+        keep(run, True)
+    return run, verdicts
 
 
 def given_up(records: EpochRecord) -> bool:

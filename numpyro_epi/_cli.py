@@ -9,6 +9,7 @@ import ast
 import importlib.util
 import itertools
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -42,6 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.command(arguments)
+    except SystemExit as stop:
+        print(
+            f"numpyro-epi: Expected the problem's code to return; it called sys.exit({stop.code!r}). Take that out of it.",
+            file=sys.stderr,
+        )
+        return USER_ERROR
     except KeyboardInterrupt as stop:
         print("numpyro-epi: interrupted", file=sys.stderr)
         return CUT_BY[getattr(stop, "signal_name", "SIGINT")]
@@ -100,7 +107,9 @@ def _add_check_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
     _add_check_arguments(parser)
     parser.add_argument("--out", metavar="FILE", type=Path, help="result, .nc or .zarr (default: <problem's name>.nc)")
-    parser.add_argument("--overwrite", action="store_true", help="replace the result if it exists")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the result if it exists, and an earlier run's checkpoint"
+    )
     parser.add_argument("--steps", dest="max_steps", metavar="N", type=_count, help="most optimiser steps")
     parser.add_argument("--num-draws", metavar="N", type=_count, help="draws a step")
     parser.add_argument("--restarts", dest="num_restarts", metavar="N", type=_count, help="flows fitted at once")
@@ -118,6 +127,12 @@ def _add_fit_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_resume_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", metavar="CHECKPOINT", type=Path, help="left by a fit that was stopped")
+    parser.add_argument(
+        "problem",
+        metavar="PROBLEM",
+        nargs="?",
+        help="path/to/file.py:name, where the fit was of one: its code runs only if it is named here",
+    )
     parser.add_argument("--out", metavar="FILE", type=Path, help="result (default: CHECKPOINT without .ckpt)")
     parser.add_argument("--overwrite", action="store_true", help="replace the result if it exists")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -147,7 +162,8 @@ def _setting(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"Expected KEY=VALUE; got {text!r}.")
     try:
         return key, ast.literal_eval(literal)
-    except (ValueError, SyntaxError):
+    # What is too deep for a literal is no literal either.
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return key, literal
 
 
@@ -200,7 +216,7 @@ def _fit(arguments: argparse.Namespace) -> int:
     import jax
 
     from . import fit
-    from ._checkpoint import remove
+    from ._checkpoint import clear
 
     problem = _problem(arguments)
     path = arguments.out or Path(f"{_file_name(problem.name)}.nc")
@@ -209,12 +225,13 @@ def _fit(arguments: argparse.Namespace) -> int:
     given = {name: option for name, option in options.items() if option is not None}
     checkpoint = arguments.checkpoint or _beside(path)
     if arguments.overwrite:
-        remove(checkpoint)
+        clear(checkpoint)
     if arguments.quiet:
         given["progress"] = False
-    with _told_where_to_go_on(checkpoint):
+    go_on = _how_to_go_on(checkpoint, arguments.problem)
+    with _told_where_to_go_on(checkpoint, go_on):
         found = fit(jax.random.key(arguments.seed), problem, checkpoint=checkpoint, **given)
-    return _finished(found, path, checkpoint, overwrite=arguments.overwrite)
+    return _finished(found, path, checkpoint, go_on, overwrite=arguments.overwrite)
 
 
 def _resume(arguments: argparse.Namespace) -> int:
@@ -227,34 +244,49 @@ def _resume(arguments: argparse.Namespace) -> int:
     if path == checkpoint:
         raise ValueError(f"Expected a checkpoint that ends in .ckpt, or --out; got {checkpoint}.")
     _check_output(path, overwrite=arguments.overwrite)
-    origin = read(checkpoint).about["origin"]
-    # A registered problem, or none that is known, is for `resume` to find; one of a file is found here.
-    problem = _asked_for(*origin) if origin and ".py:" in origin[0] else None
-    with _told_where_to_go_on(checkpoint):
+    given = arguments.problem
+    name, settings = read(checkpoint).about["origin"] or ("", "{}")
+    if given is None and ".py:" in name:
+        raise ValueError(
+            f"Expected the problem of {checkpoint} beside it; it is {name}, a program, which does not run because a checkpoint "
+            f"names it. If you trust it: {_how_to_go_on(checkpoint, name)}"
+        )
+    # A registered problem is for `resume` to find.
+    problem = None if given is None else _asked_for(given, settings)
+    go_on = _how_to_go_on(checkpoint, given)
+    with _told_where_to_go_on(checkpoint, go_on):
         found = resume(checkpoint, problem, progress=False if arguments.quiet else None)
-    return _finished(found, path, checkpoint, overwrite=arguments.overwrite)
+    return _finished(found, path, checkpoint, go_on, overwrite=arguments.overwrite)
+
+
+def _how_to_go_on(checkpoint: Path, problem: str | None) -> str:
+    of_file = [problem] if problem is not None and ".py:" in problem else []
+    return shlex.join(["numpyro-epi", "resume", str(checkpoint), *of_file])
 
 
 @contextmanager
-def _told_where_to_go_on(checkpoint: Path) -> Iterator[None]:
+def _told_where_to_go_on(checkpoint: Path, go_on: str) -> Iterator[None]:
     """For a run that is stopped before it has a result."""
     try:
         yield
     except KeyboardInterrupt as stop:
         if checkpoint.exists():
             when = " before the first step" if isinstance(stop, StoppedBeforeFirstStep) else ""
-            print(f"interrupted{when}\nGo on with it: numpyro-epi resume {checkpoint}")
+            print(f"interrupted{when}\nGo on with it: {go_on}")
         raise
 
 
-def _finished(result: Any, path: Path, checkpoint: Path, *, overwrite: bool) -> int:
+def _finished(result: Any, path: Path, checkpoint: Path, go_on: str, *, overwrite: bool) -> int:
     from ._checkpoint import remove
 
     print(result)
-    if cut_by := result.settings["cut_by"]:
-        print(f"Go on with it: numpyro-epi resume {checkpoint}")
+    cut_by = result.settings["cut_by"]
+    if cut_by and checkpoint.exists():
+        print(f"Go on with it: {go_on}")
         return CUT_BY[cut_by]
     print(f"Saved {_save(result, path, overwrite=overwrite)}")
+    if cut_by:  # Its checkpoint could not be written: what there is, is saved.
+        return CUT_BY[cut_by]
     remove(checkpoint)
     return DONE if bool(result.satisfied) else NOT_SATISFIED
 

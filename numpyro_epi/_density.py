@@ -21,6 +21,7 @@ from . import _derivatives
 from ._arguments import check_count, check_positive
 from ._keys import checked_key
 from ._problem import Problem
+from ._process import check_process
 from ._responses import responses
 from ._summits import Limits, climb, join
 from ._types import Draws, Key, Numbers, Scalar, Sites, Unconstrained
@@ -402,6 +403,7 @@ class Density(eqx.Module):
         self, function: Callable[["Density", Unconstrained], Any], values: Mapping[str, Any]
     ) -> tuple[Any, Bool[Array, "..."]]:
         """The function at every place, and which places are inside the support; minus infinity outside."""
+        check_process()
         numbers = {name: _numbers(name, given) for name, given in values.items()}
         shape = self.problem.simulator.batch_shape(numbers)
         flat = {}

@@ -16,7 +16,7 @@ import optax
 from . import flows, objectives, starts
 from ._arguments import as_number, check_instance, check_optional
 from ._certificate import Known
-from ._checkpoint import Keeper, compare, read
+from ._checkpoint import Keeper, Saved, compare, read
 from ._keys import checked_key, key_from_text
 from ._memory import MEMORY_SHARE, bytes_per_draw, free_memory
 from ._plan import Method, Plan
@@ -90,7 +90,8 @@ def fit(
     """
     began = time.perf_counter()
     key = checked_key(key)
-    _check_arguments(problem, tolerance, num_snapshots)
+    _check_problem(problem, "fit(key, Problem(model, property))")
+    _check_numbers(tolerance, num_snapshots)
     _check_choices(flow, start=start, objective=objective, rule=rule, optimizer=optimizer)
     check_optional(certify=certify, progress=progress)
     budget = {
@@ -137,8 +138,10 @@ def resume(
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
+        TypeError: If an argument is of another kind.
         ValueError: If it is damaged, of another problem, method, version of the format or width of numbers, or belongs to
             a run that is still going on.
+        PermissionError: If its folder cannot be written.
         MemoryError: See `fit`, as for `RuntimeError`.
         RuntimeError: If the device fails while it runs.
         KeyboardInterrupt: See `fit`.
@@ -148,25 +151,49 @@ def resume(
     about = saved.about
     if problem is None:
         problem = _asked_for_again(about["origin"], checkpoint)
+    _check_problem(problem, "resume(checkpoint, Problem(model, property))")
     _check_choices(flow, start=start, objective=objective, rule=rule, optimizer=optimizer)
+    check_optional(progress=progress)
     method = Method(flow, start, objective, rule, optimizer)
-    plan = Plan(key_from_text(about["key"]), problem, method, **about["numbers"])
-    compare(saved, plan.about())
+    with _readable(saved):
+        plan = Plan(key_from_text(about["key"]), problem, method, **about["numbers"])
+        check_budget(num_draws=plan.num_draws, max_steps=plan.max_steps, num_restarts=plan.num_restarts)
+        _check_numbers(plan.tolerance, plan.num_snapshots)
+        began -= float(about["seconds"])
+        begin = _begun(saved)
+    with _readable(saved, but=ValueError):
+        compare(saved, plan.about())
     with _keeper(checkpoint, every, new=False) as keeper, _explained(plan, checkpoint):
-        began -= about["seconds"]
-        if "begin" not in about:
+        if begin is None:
             # It was killed before its first step.
             begin = plan.begin(saved, keeper, began=began)
             return plan.run(begin, None, keeper, began=began, progress=_shows(progress))
-        eta, known = saved.arrays.get("begin.eta"), about["begin"].get("known")
-        begin = starts.Start(
-            draws=jnp.asarray(saved.arrays["begin.draws"]),
-            fit_draws=about["begin"]["fit_draws"],
-            eta=None if eta is None else jnp.asarray(eta),
-            message=about["begin"]["message"],
-            known=Known(saved.arrays["begin.log_density"], **known) if known else None,
-        )
         return plan.run(begin, saved, keeper, began=began, progress=_shows(progress))
+
+
+@contextmanager
+def _readable(saved: Saved, but: type[Exception] | tuple[()] = ()) -> Iterator[None]:
+    """A stranger's checkpoint may say anything under a right checksum."""
+    try:
+        yield
+    except but:
+        raise
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        raise ValueError(f"Expected a checkpoint in {saved.path}; it cannot be read: {error!r}.") from error
+
+
+def _begun(saved: Saved) -> starts.Start | None:
+    """The start that a checkpoint holds, if it was found."""
+    if (about := saved.about.get("begin")) is None:
+        return None
+    eta, known = saved.arrays.get("begin.eta"), about.get("known")
+    return starts.Start(
+        draws=jnp.asarray(saved.arrays["begin.draws"]),
+        fit_draws=about["fit_draws"],
+        eta=None if eta is None else jnp.asarray(eta),
+        message=about["message"],
+        known=Known(saved.arrays["begin.log_density"], **known) if known else None,
+    )
 
 
 def _keeper(path: str | os.PathLike[str] | None, every: float, *, new: bool) -> AbstractContextManager[Keeper | None]:
@@ -219,9 +246,12 @@ def _shows(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
 
 
-def _check_arguments(problem: Problem, tolerance: float, num_snapshots: int) -> None:
+def _check_problem(problem: Problem, how: str) -> None:
     if not isinstance(problem, Problem):
-        raise TypeError(f"Expected a Problem; got {type(problem).__name__}. Write fit(key, Problem(model, property)).")
+        raise TypeError(f"Expected a Problem; got {type(problem).__name__}. Write {how}.")
+
+
+def _check_numbers(tolerance: float, num_snapshots: int) -> None:
     if not 0 < as_number(tolerance) < math.inf:
         raise ValueError(f"Expected a finite tolerance > 0, in standard deviations; got {tolerance!r}.")
     if isinstance(num_snapshots, bool) or not isinstance(num_snapshots, int) or num_snapshots < 0:

@@ -78,7 +78,7 @@ class EpochRecord(NamedTuple):
 
     Attributes:
         step: Steps done at the end of the epoch.
-        loss: Augmented Lagrangian, nats.
+        loss: Augmented Lagrangian, nats, of the steps where it is a number.
         entropy: Of the guide over the constrained parameters, nats.
         base_entropy: ``-KL(q || base)``, nats.
         moment: ``E[T]``, in the moments' units.
@@ -165,7 +165,7 @@ class Loop(eqx.Module):
         diverged = _diverged(before, steps)
         record = EpochRecord(
             step=state.step,
-            loss=jnp.mean(steps.loss),
+            loss=jnp.nanmean(steps.loss),
             entropy=jnp.mean(steps.entropy),
             base_entropy=jnp.mean(steps.base_entropy),
             moment=summary.violation + target,

@@ -37,7 +37,7 @@ class STATUS(enum.Enum):
         "The steps led away from every answer, however much they were shortened, so the run stopped early. Give a smaller "
         "learning rate (optimizer), or find where the gradients explode: problem.check(key)."
     )
-    interrupted = "A signal stopped the run: the answer is as far as it came. epi.resume goes on from its checkpoint."
+    interrupted = "A signal stopped the run: the answer is as far as it came. epi.resume goes on from a checkpoint."
     nonfinite = (
         "Every simulation, or the loss itself, became non-finite. problem.check(key) shows where the model fails; else "
         "lower the learning rate."

@@ -14,14 +14,14 @@ from flowjax.distributions import AbstractDistribution
 from . import _optimizer, flows, objectives, starts
 from ._begin import begin_flow, num_components
 from ._certificate import Known, assess, assess_by_draws, cost
-from ._checkpoint import Keeper, Saved, describe
+from ._checkpoint import Keeper, Saved, describe, fingerprint, without_addresses
 from ._chunks import NUM_CHUNKS, Chunks, given_up, run_chunks, violations
 from ._conditioned import Conditioned, conditioner
 from ._fresh import measure
 from ._journal import Journal
 from ._keys import key_text
 from ._loop import EpochRecord, Loop, LoopState, partition
-from ._outcome import STATUS, Verdict
+from ._outcome import STATUS, Certificate, Verdict
 from ._problem import Problem
 from ._restarts import Candidates, Fleet, rank
 from ._result import Result
@@ -73,16 +73,17 @@ class Method(NamedTuple):
     rule: AbstractMultiplierRule
     optimizer: optax.GradientTransformation | None
 
+    def flow_name(self) -> str:
+        return repr(self.flow) if isinstance(self.flow, eqx.Module) else getattr(self.flow, "__qualname__", "a flow")
+
     def described(self) -> dict[str, str]:
-        """In words that are the same in another process; an optimiser is functions, and only known to be one's own."""
+        """In words that are the same in another process, with fingerprints of what words leave out."""
         return {
-            "flow": repr(self.flow)
-            if isinstance(self.flow, eqx.Module)
-            else getattr(self.flow, "__qualname__", "a flow"),
-            "start": repr(self.start),
-            "objective": repr(self.objective),
-            "rule": repr(self.rule),
-            "optimizer": "the default" if self.optimizer is None else "one that was given",
+            "flow": _described(self.flow) if isinstance(self.flow, eqx.Module) else self.flow_name(),
+            "start": _described(self.start),
+            "objective": _described(self.objective),
+            "rule": _described(self.rule),
+            "optimizer": "the default" if self.optimizer is None else _described_update(self.optimizer),
         }
 
 
@@ -153,17 +154,18 @@ class Plan(NamedTuple):
                 keeper.save({**about, "begin": start, "chunks": len(run.found), "seconds": seconds}, arrays, now=now)
 
         with StopRequest() as stop:
-            run, verdicts, is_cut = run_chunks(
+            run, verdicts = run_chunks(
                 fleet, run, budget, judge, keep, stop, recorder, tolerance=self.tolerance, progress=progress
             )
-        states = fleet.split(run.state)
-        if not is_cut:
-            verdicts = _looked_at_again(
-                self.problem, verdicts, self.tolerance, lambda: judge(states, NUM_CHUNKS + 1, MORE * FRESH_BATCHES)
+            states = fleet.split(run.state)
+            verdicts = stop.unless_stopped(
+                lambda: _looked_at_again(
+                    self.problem, verdicts, self.tolerance, lambda: judge(states, NUM_CHUNKS + 1, MORE * FRESH_BATCHES)
+                ),
+                verdicts,
             )
-        guides = list(map(conditioned, fleet.flows(states)))
-        cut_by = stop.signal_name if is_cut else ""
-        return self._finish(keys, begin, states, guides, run, verdicts, cut_by, began, recorder)
+            guides = list(map(conditioned, fleet.flows(states)))
+            return self._finish(keys, begin, states, guides, run, verdicts, stop, began, recorder)
 
     def _is_pathwise(self) -> bool:
         """Whether the fit took gradients through the simulator."""
@@ -203,11 +205,11 @@ class Plan(NamedTuple):
         guides: list[AbstractDistribution],
         run: Chunks,
         verdicts: list[Verdict],
-        cut_by: str,
+        stop: StopRequest,
         began: float,
         recorder: Recorder,
     ) -> Result:
-        """Multipliers, certificate, and the choice among restarts; a run that a signal cut short gets no certificate."""
+        """Multipliers, certificate, and the choice among restarts; a run that is asked to stop gets no certificate."""
         problem, num_draws, tolerance = self.problem, self.num_draws, self.tolerance
         records = run.records(self.num_restarts)
         statuses = [_status(problem, v, r, tolerance) for v, r in zip(verdicts, records, strict=True)]
@@ -226,33 +228,36 @@ class Plan(NamedTuple):
         residual = None
         if begin.eta is None and status is STATUS.satisfied:
             num_batches = max(FRESH_BATCHES, steps // STEPS_PER_BATCH)
-            shown = measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws)
-            shown_eta, residual = shown.multipliers(problem.target)
-            eta = shown_eta if residual < MAX_DISTANCE else eta
-        certificate = None
+            shown = stop.unless_stopped(
+                lambda: measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws), None
+            )
+            if shown is not None:
+                shown_eta, residual = shown.multipliers(problem.target)
+                eta = shown_eta if residual < MAX_DISTANCE else eta
         proposals = 1 + min(len(found.flows), MAX_PROPOSALS) + (begin.eta is not None)
         simulations = self.num_restarts * steps * num_draws
-        status = STATUS.interrupted if cut_by else status
-        if (
-            not cut_by
-            and _certifies(self.certify, problem, proposals, simulations=simulations)
-            and np.all(np.isfinite(eta))
-        ):
-            certificate = assess(
-                jax.random.fold_in(keys[2], 3),
-                problem,
-                fitted,
-                eta,
-                solution=begin.draws if begin.eta is not None else None,
-                others=found.flows[1:MAX_PROPOSALS],
-            )
+
+        def certified() -> Certificate | None:
+            if _certifies(self.certify, problem, proposals, simulations=simulations) and np.all(np.isfinite(eta)):
+                return assess(
+                    jax.random.fold_in(keys[2], 3),
+                    problem,
+                    fitted,
+                    eta,
+                    solution=begin.draws if begin.eta is not None else None,
+                    others=found.flows[1:MAX_PROPOSALS],
+                )
+            if self.certify is not False and begin.known is not None and np.isfinite(verdict.base_entropy):
+                return assess_by_draws(problem, fitted, verdict, begin.draws, eta, begin.known)
+            return None
+
+        certificate = stop.unless_stopped(certified, None)
+        if residual is not None and certificate is not None and certificate.tilted:
             # Weights correct for what the guide misses of the solution, which its regression on the statistics does not; but
             # they are fewer draws.
-            enough = max(MIN_WEIGHTED, 1.0 / (BIASED_PART * max(residual or 0.0, 1e-9)))
-            if residual is not None and certificate.tilted and certificate.ess > enough:
-                eta = certificate.eta
-        elif self.certify is not False and not cut_by and begin.known is not None and np.isfinite(verdict.base_entropy):
-            certificate = assess_by_draws(problem, fitted, verdict, begin.draws, eta, begin.known)
+            enough = max(MIN_WEIGHTED, 1.0 / (BIASED_PART * max(residual, 1e-9)))
+            eta = certificate.eta if certificate.ess > enough else eta
+        status = STATUS.interrupted if stop else status
         return Result(
             problem=problem,
             flow=fitted,
@@ -267,12 +272,12 @@ class Plan(NamedTuple):
                 "tolerance": tolerance,
                 "num_restarts": self.num_restarts,
                 "start_message": begin.message,
-                "flow": self.method.described()["flow"],
+                "flow": self.method.flow_name(),
                 "rule": repr(self.method.rule),
                 "pathwise": self._is_pathwise(),
                 "num_components": num_components(begin),
                 "num_mixed": restarts.num_mixed if restarts else 1,
-                "cut_by": cut_by,
+                "cut_by": stop.signal_name,
                 "nonfinite": problem.nonfinite,
                 "finite_share": float(jnp.exp(fitted.log_share)) if isinstance(fitted, Conditioned) else None,
             },
@@ -282,6 +287,23 @@ class Plan(NamedTuple):
             restarts=restarts,
             snapshots=recorder.of(restarts.chosen if restarts else 0),
         )
+
+
+def _described(choice: Any) -> str:
+    """Its ``repr``, which leaves out the values of arrays and of what it does not know, and a fingerprint of them."""
+    numbers = [leaf for leaf in jax.tree.leaves(choice) if eqx.is_array_like(leaf)]
+    return f"{without_addresses(repr(choice))} {fingerprint(numbers)}" if numbers else without_addresses(repr(choice))
+
+
+def _described_update(optimizer: optax.GradientTransformation) -> str:
+    """An optimiser is functions: a fingerprint of what they compute."""
+    trial = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(3)}
+    try:
+        traced = jax.make_jaxpr(optimizer.update)(trial, optimizer.init(trial), trial)
+    # One that asks for more than gradients and parameters is known to be one's own, and no more.
+    except Exception:
+        return "one that was given"
+    return f"one that was given {fingerprint(traced.consts, str(traced.jaxpr))}"
 
 
 class _Settings(NamedTuple):

@@ -1,20 +1,29 @@
 """JAX does not survive a fork: its threads stay behind, and the child waits for them for good."""
 
 import os
+import sys
 
-_FIRST: list[int] = []
+_FORKED_FROM: list[int] = []
+
+
+def _note_fork() -> None:
+    bridge = sys.modules.get("jax._src.xla_bridge")
+    if bridge is not None and bridge.backends_are_initialized():
+        _FORKED_FROM.append(os.getpid())
+
+
+if hasattr(os, "register_at_fork"):  # Not on Windows, which has no fork.
+    os.register_at_fork(before=_note_fork, after_in_parent=_FORKED_FROM.clear)
 
 
 def check_process() -> None:
-    """Note the first process that computes here, and refuse its forks.
+    """Refuse to compute in a process where JAX cannot.
 
     Raises:
-        RuntimeError: If this process was forked from one that has computed.
+        RuntimeError: If this process was forked from one where JAX was running.
     """
-    if not _FIRST:
-        _FIRST.append(os.getpid())
-    elif _FIRST[0] != os.getpid():
+    if _FORKED_FROM:
         raise RuntimeError(
-            f"Expected a process of its own; this one was forked from process {_FIRST[0]}, where JAX was running, and would "
-            "hang. Start workers with multiprocessing.get_context('spawn'), or fork before the first Problem is made."
+            f"Expected a process of its own; this one was forked from process {_FORKED_FROM[0]}, where JAX was running, and "
+            "would hang. Start workers with multiprocessing.get_context('spawn'), or fork before anything is computed."
         )

@@ -2,8 +2,11 @@
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -22,6 +25,10 @@ class StoppedBeforeFirstStep(KeyboardInterrupt):
         self.signal_name = signal_name
 
 
+class _StoppedAtOnce(BaseException):
+    """Leaves what a stop need not wait for."""
+
+
 class StopRequest:
     """While active, SIGINT and SIGTERM are noted; a second one acts as it would have without.
 
@@ -31,6 +38,19 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal_name = ""
         self._before: dict[int, Any] = {}
+        self._at_once = False
+
+    def unless_stopped(self, compute: Callable[[], T], otherwise: T) -> T:
+        """What a function returns, or ``otherwise`` as soon as a stop is asked for, or was before."""
+        if self:
+            return otherwise
+        self._at_once = True
+        try:
+            return compute()
+        except _StoppedAtOnce:
+            return otherwise
+        finally:
+            self._at_once = False
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
@@ -49,6 +69,8 @@ class StopRequest:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
         self._restore()
+        if self._at_once:
+            raise _StoppedAtOnce
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

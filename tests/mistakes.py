@@ -86,6 +86,8 @@ def folder():
     with h5py.File(found / "plain.nc", "w") as file:
         file["x"] = np.zeros(3)
     (found / "text.nc").write_text("no result")
+    (found / "text.nc.ckpt").write_text("no checkpoint")
+    (found / "folder.ckpt").mkdir()
     (found / "empty.nc").write_bytes(b"")
     (found / "folder.nc").mkdir()
     (found / "file.zarr").write_text("no folder")

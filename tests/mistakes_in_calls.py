@@ -35,6 +35,15 @@ KEYS += [
 ]
 
 FIT = [
+    *(
+        Row(
+            f"every {given!r}",
+            lambda g=given: fit(checkpoint="c", every=g),
+            ValueError,
+            rf"every >= 0, .*; got {given!r}",
+        )
+        for given in ("soon", None, NAN, -1.0)
+    ),
     Row("no problem", lambda: fit(problem=model), TypeError, "Expected a Problem; got function. Write fit"),
     Row("num_draws zero", lambda: fit(num_draws=0), ValueError, "num_draws to be an integer >= 4; got 0"),
     Row("num_draws negative", lambda: fit(num_draws=-5), ValueError, "num_draws to be an integer >= 4; got -5"),

@@ -1,8 +1,11 @@
 """A run that was killed and resumed ends at the very same numbers; what cannot be resumed is refused and said so."""
 
+import hashlib
+import io
 import os
 import signal
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -228,6 +231,7 @@ def test_an_unregistered_problem_has_to_be_passed(tmp_path, two_checkpoints):
         ({}, {"objective": epi.objectives.Pathwise()}, "Expected objective=None"),
         ({}, {"optimizer": optax.sgd(0.1)}, "Expected optimizer=the default.*got one that was given"),
         ({}, {"flow": epi.flows.Elementwise()}, "Expected flow="),
+        ({}, {"flow": epi.flows.Elementwise(num_stages=1, transformer=epi.flows.affine(0.5))}, "Expected flow="),
     ],
 )
 def test_another_question_or_method_is_refused(changed, options, message, tmp_path, two_checkpoints):
@@ -237,12 +241,153 @@ def test_another_question_or_method_is_refused(changed, options, message, tmp_pa
         epi.resume(path, problem(**changed), **METHOD | {"progress": False} | options)
 
 
-def test_other_versions_are_said(tmp_path, two_checkpoints, monkeypatch):
+DRAWS = np.zeros((3, 2), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "same", "other"),
+    [
+        ("optimizer", optax.adam(1e-3), optax.adam(1e-3), optax.adam(1e-1)),
+        ("optimizer", *(optax.sgd(optax.cosine_decay_schedule(0.1, n)) for n in (100, 100, 200))),
+        ("start", *(epi.starts.Gaussian(mean=mean) for mean in (-1.0, -1.0, 2.0))),
+        ("objective", *(epi.objectives.Anchored(epi.objectives.Pathwise(), DRAWS + x, 1.0) for x in (0, 0, 1))),
+    ],
+    ids=["rate", "schedule", "numbers", "draws"],
+)
+def test_a_method_is_known_by_its_numbers(name, one, same, other):
+    method = _plan.Method(epi.flows.default, None, None, epi.multipliers.Natural(), None)
+    first, again, changed = (method._replace(**{name: given}).described() for given in (one, same, other))
+    assert first == again
+    assert first != changed
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "value", "changed"),
+    [
+        (_checkpoint, "version", lambda name: "0.0", r"jax .* -> 0.0"),
+        (_checkpoint, "_device", lambda: "another", "device .* -> another"),
+        (jax, "default_backend", lambda: "tpu", "platform cpu -> tpu"),
+    ],
+    ids=["versions", "device", "platform"],
+)
+def test_another_machine_is_said(module, name, value, changed, tmp_path, two_checkpoints, monkeypatch):
     path = tmp_path / "run.ckpt"
     path.write_bytes(two_checkpoints[0])
-    monkeypatch.setattr(_checkpoint, "version", lambda name: "0.0")
-    with pytest.warns(UserWarning, match=r"made under other versions .*jax .* -> 0.0"):
+    wanted = _checkpoint.describe(problem(), _checkpoint.read(path).about["options"])
+    monkeypatch.setattr(module, name, value)
+    found = _checkpoint.describe(problem(), wanted["options"])
+    with pytest.warns(UserWarning, match=rf"made under other versions \(.*{changed}.*may not end at the same digits"):
+        _checkpoint.compare(_checkpoint.read(path), found)
+
+
+def test_another_width_of_numbers_is_refused(tmp_path, two_checkpoints):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(two_checkpoints[0])
+    with (
+        jax.enable_x64(True),
+        pytest.raises(ValueError, match="Expected jax_enable_x64=False, as .*run.ckpt was made with; got True"),
+    ):
         epi.resume(path, problem(), **METHOD, progress=False)
+
+
+def sealed(about, arrays=b""):
+    """What only somebody who means it writes: nonsense under a right checksum."""
+    body = about + b"\n" + arrays
+    return _checkpoint.MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body
+
+
+def packed(**arrays):
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        sealed(b""),
+        sealed(b"{}", packed()),
+        sealed(b"[]", packed(array_0=DRAWS)),
+        sealed(b'{"names": ["a"]}', packed()),
+        sealed(b'{"names": []}', packed(a=DRAWS)),
+        sealed(b"[" * 100_000, packed()),
+        sealed(b'{"names": ["a"]}', packed(array_0=DRAWS)[:-30]),
+        sealed(b'{"names": ["a"]}', packed(array_0=np.zeros(10**8, np.int8))),
+        sealed(b'{"names": ["a"]}', packed(array_0=np.array([print], object))),
+    ],
+    ids=["empty", "nothing", "a list", "missing", "few words", "deep", "cut archive", "huge", "pickle"],
+)
+def test_a_stranger_s_checkpoint_is_refused(content, tmp_path):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="Expected a checkpoint in .*run.ckpt; it cannot be read"):
+        epi.resume(path, problem())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"numbers": 3},
+        {"numbers": {"num_draws": -1}},
+        {"numbers": {"num_draws": "many", "max_steps": 1, "num_restarts": 1}},
+        {"key": "zero"},
+        {"seconds": "long"},
+        {"versions": 3},
+        {"problem": []},
+        {"begin": []},
+        {"begin": {"message": ""}},
+    ],
+    ids=str,
+)
+def test_what_a_stranger_s_checkpoint_says_is_checked(changed, tmp_path, two_checkpoints):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(two_checkpoints[0])
+    about, arrays, _ = _checkpoint.read(path)
+    _checkpoint._write(path, {**about, **changed}, arrays)
+    with pytest.raises(ValueError, match="Expected a checkpoint in .*run.ckpt; it cannot be read"):
+        epi.resume(path, problem(), **METHOD, progress=False)
+
+
+def test_only_a_problem_is_resumed(tmp_path, two_checkpoints):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(two_checkpoints[0])
+    with pytest.raises(TypeError, match=r"Expected a Problem; got function. Write resume\(checkpoint, Problem"):
+        epi.resume(path, cloud)
+
+
+def test_other_files_are_never_cleared(tmp_path, two_checkpoints):
+    path = tmp_path / "thesis.txt"
+    path.write_text("years of work")
+    with pytest.raises(ValueError, match=r"Expected a checkpoint to replace; .*thesis.txt is none, so it stays"):
+        _checkpoint.clear(path)
+    assert path.read_text() == "years of work"
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(two_checkpoints[0])
+    with (
+        _checkpoint.Keeper(path, 0.0, new=False),
+        pytest.raises(ValueError, match="Expected a checkpoint that no run is writing"),
+    ):
+        _checkpoint.clear(path)
+    assert path.exists()
+    path.with_name("run.ckpt.previous").write_bytes(two_checkpoints[1])
+    _checkpoint.clear(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_folders_that_take_no_checkpoint_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="Expected a file for the checkpoint; got the folder"):
+        epi.fit(KEY, problem(), checkpoint=tmp_path, **OPTIONS)
+    with pytest.raises(ValueError, match="Expected a file for the checkpoint; got '', which names none"):
+        epi.fit(KEY, problem(), checkpoint="", **OPTIONS)
+    if os.path.isdir("/proc/self"):
+        # The one folder that takes no files from a superuser either.
+        with pytest.raises(
+            PermissionError, match="Expected a folder that can be written, for the checkpoint; got /proc"
+        ):
+            epi.fit(KEY, problem(), checkpoint="/proc/self/run.ckpt", **OPTIONS)
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    with pytest.raises(PermissionError, match="Expected a folder that can be written, for the checkpoint"):
+        epi.fit(KEY, problem(), checkpoint=tmp_path / "run.ckpt", **OPTIONS)
 
 
 def test_every_byte_counts(tmp_path, two_checkpoints):
@@ -275,7 +420,7 @@ def test_missing_and_foreign_files(tmp_path):
     foreign.write_text("numpyro-epi checkpoint 9\n")
     with pytest.raises(
         ValueError,
-        match=r"Expected 'numpyro-epi checkpoint 2' at the start of .*got 'numpyro-epi checkpoint 9'.*the version of",
+        match=r"Expected 'numpyro-epi checkpoint 3' at the start of .*got 'numpyro-epi checkpoint 9'.*the version of",
     ):
         epi.resume(foreign)
 
@@ -353,6 +498,36 @@ def test_a_signal_ends_the_run_after_its_chunk(number, tmp_path, monkeypatch, wh
     assert np.isfinite(partial.verdict.entropy)
     assert signal.getsignal(number) is before
     assert_same(epi.resume(path, problem(), **METHOD, progress=False), whole)
+
+
+@pytest.mark.usefixtures("heard")
+@pytest.mark.parametrize("with_checkpoint", [True, False])
+def test_a_signal_during_the_certificate_leaves_it_out(with_checkpoint, tmp_path, monkeypatch):
+    path = tmp_path / "run.ckpt" if with_checkpoint else None
+    options = OPTIONS | {"certify": True}
+    reached = []
+
+    def slow(*_, **__):
+        os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(1000):
+            time.sleep(0.001)
+        reached.append(True)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(_plan, "assess", slow)
+        partial = epi.fit(KEY, problem(), checkpoint=path, every=0.0, **options)
+    assert not reached
+    assert partial.status is epi.STATUS.interrupted
+    assert partial.settings["cut_by"] == "SIGTERM"
+    assert partial.settings["steps"] == 100
+    assert partial.certificate is None
+    assert signal.getsignal(signal.SIGTERM) is before
+    if with_checkpoint:
+        expected = epi.fit(KEY, problem(), **options)
+        resumed = epi.resume(path, problem(), **METHOD, progress=False)
+        assert_same(resumed, expected)
+        assert resumed.certificate.gap == expected.certificate.gap
 
 
 @pytest.mark.usefixtures("heard")

@@ -15,6 +15,7 @@ from fake_distributions import GOOD_PROBLEM, GOOD_STATISTIC, PROBLEMS, install
 
 import numpyro_epi
 from numpyro_epi import _gallery
+from numpyro_epi._checkpoint import Saved
 from numpyro_epi._cli import main
 from numpyro_epi._datatree import read_arviz
 from numpyro_epi._problem import Problem
@@ -383,7 +384,9 @@ def test_a_run_stopped_before_its_first_step_says_where_to_go_on(problem_file, h
     monkeypatch.setattr(numpyro_epi, "fit", fit, raising=False)
     assert main(["fit", f"{problem_file}:ready"]) == 143
     said = capsys.readouterr()
-    assert said.out == "interrupted before the first step\nGo on with it: numpyro-epi resume resting.nc.ckpt\n"
+    assert said.out == (
+        f"interrupted before the first step\nGo on with it: numpyro-epi resume resting.nc.ckpt {problem_file}:ready\n"
+    )
     assert said.err == "numpyro-epi: interrupted\n"
 
 
@@ -395,8 +398,42 @@ def test_a_run_cut_short_keeps_its_checkpoint(problem_file, here, monkeypatch, c
 
     monkeypatch.setattr(numpyro_epi, "fit", fit, raising=False)
     assert main(["fit", f"{problem_file}:ready"]) == code
-    assert capsys.readouterr().out == "status: as asked\nGo on with it: numpyro-epi resume resting.nc.ckpt\n"
+    go_on = f"Go on with it: numpyro-epi resume resting.nc.ckpt {problem_file}:ready"
+    assert capsys.readouterr().out == f"status: as asked\n{go_on}\n"
     assert sorted(path.name for path in here.glob("resting*")) == ["resting.nc.ckpt"]
+
+
+def test_a_run_cut_short_without_a_checkpoint_is_saved(problem_file, here, monkeypatch, capsys):
+    monkeypatch.setattr(numpyro_epi, "fit", lambda *_, **__: FakeResult(False, "SIGINT"), raising=False)
+    assert main(["fit", f"{problem_file}:ready"]) == 130
+    assert capsys.readouterr().out == "status: as asked\nSaved resting.nc\n"
+    assert (here / "resting.nc").exists()
+
+
+def test_a_checkpoint_runs_no_program_that_it_names(here, monkeypatch, user_error):
+    (here / "hostile.py").write_text("open('ran', 'w')")
+    about = {"origin": [f"{here}/hostile.py:build", "{}"]}
+    monkeypatch.setattr("numpyro_epi._checkpoint.read", lambda path: Saved(about, {}, path))
+    line = user_error("resume", "run.nc.ckpt")
+    assert f"it is {here}/hostile.py:build, a program, which does not run because a checkpoint names it" in line
+    assert f"If you trust it: numpyro-epi resume run.nc.ckpt {here}/hostile.py:build" in line
+    assert not (here / "ran").exists()
+
+
+@pytest.mark.parametrize("where", ["sys.exit(0)", "def build():\n    sys.exit(0)"])
+def test_a_program_that_exits_is_no_success(here, fits, user_error, where):
+    (here / "exits.py").write_text(f"import sys\n{where}\n")
+    for command in ("check", "fit"):
+        assert "the problem's code to return; it called sys.exit(0)" in user_error(command, "exits.py:build")
+    assert fits == []
+
+
+def test_overwrite_replaces_no_file_of_others(problem_file, here, fits, user_error):
+    (here / "thesis.txt").write_text("years of work")
+    line = user_error("fit", "model.py:ready", "--overwrite", "--checkpoint", "thesis.txt")
+    assert "Expected a checkpoint to replace; thesis.txt is none" in line
+    assert (here / "thesis.txt").read_text() == "years of work"
+    assert fits == []
 
 
 SLOW_FILE = """
@@ -445,8 +482,9 @@ def test_a_stopped_program_is_resumed_to_the_same_result(here, whole, number):
         assert run.returncode == -number
     else:
         assert run.returncode == 128 + number
-        assert "interrupted" in said and "numpyro-epi resume cut.nc.ckpt" in said
-    resumed = subprocess.run([*PROGRAM, "resume", "cut.nc.ckpt"], cwd=here, capture_output=True, text=True, check=False)
+        assert "interrupted" in said and "numpyro-epi resume cut.nc.ckpt slow.py:build" in said
+    resume = [*PROGRAM, "resume", "cut.nc.ckpt", "slow.py:build"]
+    resumed = subprocess.run(resume, cwd=here, capture_output=True, text=True, check=False)
     assert resumed.returncode in (0, 1), resumed.stderr
     assert not list(here.glob("*.ckpt*"))
     again = read_arviz(here / "cut.nc")

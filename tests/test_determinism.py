@@ -105,6 +105,34 @@ def test_size_of_a_chunk_changes_nothing(monkeypatch):
         np.testing.assert_array_equal(first, second)
 
 
+FORKED_EARLY = """
+import multiprocessing
+import jax
+import numpyro_epi as epi
+
+print(jax.random.key(0))  # JAX runs, and nothing of ours yet.
+
+def work(_):
+    import numpyro, numpyro.distributions as dist
+    model = lambda: numpyro.sample("z", dist.Normal())
+    return epi.Problem(model, epi.EmergentProperty(epi.Target(lambda sites: sites["z"], mean=0.5, name="z"))).dim
+
+with multiprocessing.get_context("fork").Pool(1) as pool:
+    try:
+        pool.apply(work, (0,))
+    except RuntimeError as error:
+        print("after", error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_forked_from_where_jax_runs_already():
+    program = [sys.executable, "-W", "ignore", "-c", FORKED_EARLY]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "after Expected a process of its own; this one was forked from process " in done.stdout
+
+
 FORKING = """
 import multiprocessing
 import jax, numpyro, numpyro.distributions as dist

@@ -48,7 +48,7 @@ def test_dual_is_that_of_finite_simulations(failing: float, method: str):
     assert height[0] == -jnp.inf and jnp.isfinite(height[1])
 
 
-@pytest.mark.parametrize("failing", [0.1, 0.9])
+@pytest.mark.parametrize("failing", [0.001, 0.1, 0.9])
 def test_dual_with_a_value_instead(failing: float):
     problem, exact = failing_problem(failing, "replace"), exact_answer(failing, "replace")
     found = epi.solve_dual(jax.random.key(2), problem, method="adaptive")
@@ -76,7 +76,7 @@ def test_fit_with_a_value_instead(failing: float):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("failing", [0.9])
+@pytest.mark.parametrize("failing", [0.001, 0.1, 0.9])
 def test_refused_failures_are_never_satisfied(failing: float):
     # The flow is free to leave the region: then nothing fails, and the answer may be satisfied.
     found = epi.fit(jax.random.key(3), failing_problem(failing, "refuse", correlated=False), progress=False)

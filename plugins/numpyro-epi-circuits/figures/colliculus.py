@@ -19,7 +19,8 @@ import numpyro_epi as epi
 PROBLEM = "circuits.sc_task_switching"
 TASK_MODES = {"task": np.array([1, -1, -1, 1]) / 2, "diagonal": np.array([1, -1, 1, -1]) / 2}
 """Eigenvectors of the connectivity, in the order of the weights' names."""
-STRENGTHS = np.linspace(0.0, 1.0, 9)
+STRENGTHS = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.675, 0.75, 0.85, 1.0])
+"""Shares of the output that are silenced; the paper looks at 0.675 and 0.85."""
 SHIFTS = np.linspace(-0.25, 0.25, 7)
 
 
@@ -30,6 +31,7 @@ def main():
     parser.add_argument("--result", type=Path, help="draw this saved result")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the figure and the data")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     problem = epi.get_problem(PROBLEM)
     if arguments.result:
         result = epi.load(arguments.result, problem)
@@ -91,13 +93,13 @@ def draw(result, modes, steepest, along, silenced, low):
     """Draws with the conditional modes; accuracies along directions; errors under silencing."""
     figure, axes = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
     draws = result.sample(jax.random.key(4), (3000,))
-    points = axes[0, 0].scatter(draws["sW"], draws["hW"], c=result.log_prob(draws), s=4)
+    height = np.asarray(result.log_prob(draws))
+    points = axes[0, 0].scatter(draws["sW"], draws["hW"], c=height, s=4, vmin=np.quantile(height, 0.02))
     figure.colorbar(points, label="log q (nats)")
     axes[0, 0].plot(modes[:, 0], modes[:, 3], "k*-", label="modes at fixed sW")
     arrows = np.array(steepest)
-    axes[0, 0].quiver(
-        *modes[:, [0, 3]].T, *arrows[:, [0, 3]].T, color="C3", scale=8, zorder=3, label="sensitive direction"
-    )
+    axes[0, 0].quiver(*modes[:, [0, 3]].T, *arrows[:, [0, 3]].T, color="C3", scale=8, zorder=3)
+    axes[0, 0].plot([], [], color="C3", label="sensitive direction")
     # The few draws far out would take all the room.
     limits = {
         f"{axis}lim": np.quantile(draws[name], [0.002, 0.998]) + np.array([-0.5, 0.5])
@@ -118,6 +120,8 @@ def draw(result, modes, steepest, along, silenced, low):
         change = error[:, members].mean(axis=1) - error[0, members].mean(axis=0)
         axes[1, 1].plot(STRENGTHS, change[:, 0], color=color, label=f"{regime}, Pro")
         axes[1, 1].plot(STRENGTHS, change[:, 1], color=color, linestyle="--", label=f"{regime}, Anti")
+    change = error.mean(axis=1) - error[0].mean(axis=0)
+    axes[1, 1].plot(STRENGTHS, change[:, 1], color="k", linestyle="--", label="all, Anti")
     axes[1, 1].axhline(0.07, color="0.5", linestyle=":", label="rats, Anti")
     axes[1, 1].set(xlabel="share of output silenced in the delay", ylabel="change of error rate", title="Silencing")
     axes[1, 1].legend()

@@ -27,6 +27,7 @@ def main():
     parser.add_argument("--results", type=Path, nargs=2, help="draw these saved results, for 5 and 10 Hz")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="folder of the figure and the data")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
     results = []
     for i, frequency in enumerate(FREQUENCIES):
         problem = epi.get_problem("circuits.v1_ssn", fluctuation_hz=frequency)
@@ -48,9 +49,12 @@ def main():
 
 
 def conditional_modes(result):
-    """Modes at fixed noise of P, and the steepest direction of log q in the plane of E and P at each, its E part positive."""
+    """Modes at fixed noise of P, and the steepest direction of log q in the plane of E and P at each, its E part positive.
+
+    They stay away from the box's edges, where a flow falls off.
+    """
     largest = float(np.quantile(result.sample(jax.random.key(2), (2000,))["sigma"][:, 1], 0.9))
-    path = result.density.conditional_modes(jax.random.key(3), "sigma[1]", np.linspace(0.1, 1.0, 5) * largest)
+    path = result.density.conditional_modes(jax.random.key(3), "sigma[1]", np.linspace(0.25, 0.9, 4) * largest)
     modes = np.array([mode.values["sigma"] for mode in path], float)
     hessians = np.asarray(result.density.hessian({"sigma": modes})["sigma"]["sigma"], float)
     vectors = np.linalg.eigh(hessians[:, :2, :2])[1][:, :, 0]
@@ -65,7 +69,7 @@ def draw(results, draws, paths):
     ):
         left.scatter(*SCALE * found[:1000, :2].T, s=3, alpha=0.4, color=color, label=f"{frequency:g} Hz")
         left.plot(*SCALE * modes[:, :2].T, "k*", markersize=8)
-        left.quiver(*SCALE * modes[:, :2].T, *vectors.T, color="k", scale=10, width=0.005)
+        left.quiver(*SCALE * modes[:, :2].T, *vectors.T, color="k", scale=10, width=0.005, clip_on=False)
         for columns, style in (([0, 1], "-"), ([2, 3], ":")):
             sums = np.sum(np.square(SCALE * found[:, columns]), axis=1)
             name = "E² + P²" if style == "-" else "S² + V²"
@@ -77,8 +81,8 @@ def draw(results, draws, paths):
         grid = np.linspace(frequency - 4, frequency + 4, 100)
         right.plot(grid, stats.norm.pdf(grid, frequency, 1.0), ":", color=color, label=f"normal, {frequency:g} ± 1 Hz")
     left.set(xlabel="$\\sigma_E$ (1e-3)", ylabel="$\\sigma_P$ (1e-3)", title="Answers, modes at fixed $\\sigma_P$")
-    middle.set(xlabel="sum of squares (1e-6)", title="What fluctuation tells apart")
-    right.set(xlabel="fluctuation of the excitatory rate (Hz)", title="Fresh simulations")
+    middle.set(xlabel="sum of squares (1e-6)", ylabel="density of draws", title="What fluctuation tells apart")
+    right.set(xlabel="fluctuation of the excitatory rate (Hz)", ylabel="density (1/Hz)", title="Fresh simulations")
     for axis in (left, middle, right):
         axis.legend(fontsize=8, loc="upper right")
     right.set_ylim(0, 0.55)

@@ -83,7 +83,7 @@ def sc_task_switching(
     With ``inactivation`` the units' output is weaker by that share for a while, as under optogenetic silencing. To predict
     what silencing does to a fitted answer, simulate the answer's draws by the problem that has it; it need not be fitted.
 
-    The spread is that of the average over trials. The answer's entropy is 1.3 ± 0.3 nats; 4e-4 of the box has accuracies
+    The spread is that of the average over trials. The answer's entropy is about 0.98 nats; 4e-4 of the box has accuracies
     between 0.6 and 0.9.
 
     Args:
@@ -91,7 +91,8 @@ def sc_task_switching(
         accuracy_std: Wanted spread in both.
         num_trials: Trials of each task that are averaged.
         bound: Every weight lies in ``[-bound, bound]``.
-        inactivation: Share of the output that is taken away, from 0 to 1; 0.675 reproduces the rats' 7 % more Anti errors.
+        inactivation: Share of the output that is taken away, from 0 to 1; at 0.675 the published answer has the rats' 7 % more
+            Anti errors.
         period: When: "delay", the last 0.4 s before the choice; "choice"; or "all".
 
     Raises:

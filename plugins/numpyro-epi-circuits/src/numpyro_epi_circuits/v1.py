@@ -61,7 +61,8 @@ def v1_ssn(
 ) -> epi.Problem:
     """Noise of the four populations' inputs in [0, 0.005], such that ``v1.excitatory_fluctuation`` is 5 ± 1 Hz.
 
-    The answer's entropy is about -22.23 nats (-22.24 for 10 Hz); the box has -21.19.
+    The answer's entropy is about -22.23 nats (-22.46 for 10 Hz, where the noise of a simulation
+    matters); the box has -21.19.
 
     Args:
         fluctuation_hz: Wanted mean.
