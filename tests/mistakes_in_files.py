@@ -242,7 +242,7 @@ CLI = {
     "resume, nothing": (["resume"], "required: CHECKPOINT"),
     "resume, missing": (["resume", "{0}/none.nc.ckpt"], "Expected a checkpoint; there is no .*none.nc.ckpt"),
     "resume, text": (
-        ["resume", "{0}/text.nc.ckpt"],
+        ["resume", "{0}/text.nc.ckpt", "--out", "{0}/n.nc"],
         "Expected 'numpyro-epi checkpoint .' at the start of .*text.nc.ckpt",
     ),
     "resume, no suffix": (["resume", "{0}/run"], "Expected a checkpoint that ends in .ckpt, or --out; got .*run"),
