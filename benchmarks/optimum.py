@@ -30,6 +30,7 @@ class Row(NamedTuple):
 
 
 ROWS = {
+    "STG": Row("circuits.stg", {}, "prior", "1.571 (without noise)"),
     "V1 SSN, 5 Hz": Row("circuits.v1_ssn", {}, "prior", "-22.23"),
     "V1 SSN, 10 Hz": Row("circuits.v1_ssn", {"fluctuation_hz": 10.0}, "prior", "-22.24"),
     "RNN N = 5": Row("circuits.rnn_stable_amplification", {"size": 5}, "prior", "11.3"),
