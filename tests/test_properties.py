@@ -5,6 +5,7 @@ import math
 import string
 import tempfile
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from numpyro.infer.util import log_density
 import numpyro_epi as epi
 from numpyro_epi._cli import _count, _file_name, _seed, _setting
 from numpyro_epi._datatree import read_arviz, to_datatree, write
+from numpyro_epi._plan import Plan
 from numpyro_epi._problem import Problem
 
 hypothesis = pytest.importorskip("hypothesis")
@@ -57,7 +59,7 @@ def problem_of(sites) -> Problem:
     return Problem(model, epi.EmergentProperty(epi.Target(lambda s: jnp.sum(s["s0"]), 0.0, name="sum")))
 
 
-@settings(max_examples=3)
+@settings(max_examples=6)
 @given(MODELS, st.integers(0, 2**32 - 1))
 def test_models_go_to_unconstrained_space_and_back(sites, seed):
     simulator = problem_of(sites).simulator
@@ -104,6 +106,33 @@ def test_a_property_holds_targets_or_is_an_error(given_targets):
     else:
         with pytest.raises((ValueError, TypeError), match="^Expected .*; got"):
             epi.EmergentProperty(*targets)
+
+
+LEAST = {"num_draws": 4, "max_steps": 1, "num_restarts": 1, "num_snapshots": 0}
+POSITIVE = ("tolerance",)
+FIT = problem_of([("real", (2,))])
+
+
+@settings(max_examples=300)
+@given(st.sampled_from([*LEAST, *POSITIVE, "every"]), st.one_of(ANYTHING, st.integers(-3, 10**6), st.floats(0.0, 2.0)))
+def test_an_option_of_a_fit_is_in_range_or_an_error(name, value):
+    """What a fit is about to do, without doing it."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(Plan, "begin", lambda plan, saved, keeper, **_: keeper),
+        mock.patch.object(Plan, "run", lambda plan, keeper, *_, **__: (plan, keeper)),
+    ):
+        try:
+            plan, keeper = epi.fit(jax.random.key(0), FIT, checkpoint=Path(folder) / "c", **{name: value})
+        except (ValueError, TypeError) as error:
+            assert_sentence(str(error))
+            return
+    if name in LEAST:
+        assert value is None or (type(value) is int and value >= LEAST[name])
+    elif name == "every":
+        assert keeper.every == float(value) >= 0
+    else:
+        assert plan.tolerance == value and 0 < value < math.inf
 
 
 LITERALS = st.recursive(

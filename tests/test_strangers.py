@@ -136,7 +136,14 @@ def test_a_browser_runs_nothing_and_asks_for_nothing(shown, tmp_path):
 PROGRAM = """
 import sys
 from numpyro_epi._cli import main
-for argv in (["--help"], ["plot", "none.nc"], ["report", *sys.argv[1:]], ["list"]):
+for argv in (
+    ["--help"],
+    ["plot", *sys.argv[1:]],
+    ["report", *sys.argv[1:]],
+    ["check", "other.problem"],
+    ["resume", "none.nc.ckpt"],
+    ["list"],
+):
     try: main(argv)
     except SystemExit: pass
     print(argv[0], "fake_good" in sys.modules, file=sys.stderr)
@@ -147,8 +154,9 @@ def test_a_plugin_runs_only_where_it_is_asked_for(tmp_path, stranger):
     """Not for help, not for a figure, not for a report; for a list of what it has."""
     install(tmp_path, "fake-good", {"cell.voltage": "voltage"}, source=GOOD_STATISTIC)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, "-c", PROGRAM, str(stranger), "--out", str(tmp_path / "page.html")]
+    command = [sys.executable, "-c", PROGRAM, str(stranger)]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True)
-    assert (tmp_path / "page.html").exists()
+    assert stranger.with_suffix(".html").exists()
+    assert stranger.with_name(f"{stranger.stem}-pair.png").exists()
     said = [line for line in done.stderr.splitlines() if line.endswith(("True", "False"))]
-    assert said == ["--help False", "plot False", "report False", "list True"]
+    assert said == [f"{name} False" for name in ("--help", "plot", "report", "check", "resume")] + ["list True"]
