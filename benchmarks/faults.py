@@ -4,10 +4,10 @@
 
 Every run is a process of its own that fits a small problem, or goes on with its checkpoint where there is one. "Survived" are
 faults after which the wanted result, or a clear error, came; "lost" is the most work that had to be done again, in seconds from
-the last checkpoint to the fault (a process that has written none yet loses the seconds since it began, most of them Python's and
-the compiler's: they are told apart); "wrong" are results that differ in any digit from an undisturbed run's, reads of damaged
-files that gave anything but an error or the very same content, and answers more than 8 % of their multipliers or .06 nats off
-the exact one.
+the last checkpoint to the fault, the certificate and the file among them, which come after it (a process that has written none
+yet loses the seconds since it began, most of them Python's and the compiler's: they are told apart); "wrong" are results that
+differ in any digit from an undisturbed run's, reads of damaged files that gave anything but an error or the very same content,
+and answers more than 8 % of their multipliers or .06 nats off the exact one.
 """
 
 import argparse

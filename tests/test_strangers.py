@@ -64,6 +64,15 @@ def stranger(tmp_path_factory):
         "sample_stats": xr.Dataset({"lp": (dims, rng.normal(size=(2, 10)))}),
         "constant_data": xr.Dataset(table, coords=names),
         "optimization": xr.Dataset(epochs, coords=names),
+        "sensitivity": xr.Dataset(
+            {
+                "curvature": ("direction", [-2.0, -1.0]),
+                "vector": (("direction", "parameter"), np.eye(2)),
+                "response": (("direction", "statistic"), np.ones((2, 1))),
+            },
+            coords={"parameter": [f"{EVIL}0", f"{EVIL}1"], "statistic": [EVIL], "direction": [0, 1]},
+            attrs={"where": EVIL},
+        ),
     }
     texts = ("problem", "status", "status_message", "certificate", "seed", "base", "created_at", "jax_version", EVIL)
     attrs = dict.fromkeys(texts, EVIL) | {"numpyro_epi_version": EVIL, "gap": 0.1, "gap_standard_error": 0.1}
