@@ -50,9 +50,21 @@ ROWS = {
         "circuits.v1_ssn", {"fluctuation_hz": 10.0}, "fit", "-22.46 (optimum.md)", "-23.12 to -22.87", -22.40
     ),
     "SC, weighed draws": Row(
-        "circuits.sc_task_switching", {}, "weighed", "1.3 +- .3", "-.62, -2.54, -5.03; 2 of 5 NaN", 0.8
+        "circuits.sc_task_switching",
+        {},
+        "weighed",
+        "1.3 +- .3 (.97 to .99 by weighed draws)",
+        "-.62, -2.54, -5.03; 2 of 5 NaN",
+        0.8,
     ),
-    "SC": Row("circuits.sc_task_switching", {}, "fit", "1.3 +- .3", "-.62, -2.54, -5.03; 2 of 5 NaN", 0.8),
+    "SC": Row(
+        "circuits.sc_task_switching",
+        {},
+        "fit",
+        "1.3 +- .3 (.97 to .99 by weighed draws)",
+        "-.62, -2.54, -5.03; 2 of 5 NaN",
+        0.8,
+    ),
     "RNN N = 2": Row(RNN, {"size": 2}, "dual", "-1.8", "-8.6, -7.2", -3.0),
     "RNN N = 5": Row(RNN, {"size": 5}, "dual", "11.3 (12.36, optimum.md)", "-2.3", 8.0),
     "RNN N = 10": Row(RNN, {"size": 10}, "dual", "24.8 (25.86, optimum.md)", "-6.3", 15.0),
