@@ -54,7 +54,7 @@ def conditional_modes(result):
     They stay away from the box's edges, where a flow falls off.
     """
     largest = float(np.quantile(result.sample(jax.random.key(2), (2000,))["sigma"][:, 1], 0.9))
-    path = result.density.conditional_modes(jax.random.key(3), "sigma[1]", np.linspace(0.25, 0.9, 4) * largest)
+    path = result.density.conditional_modes(jax.random.key(3), "sigma[1]", np.linspace(0.25, 0.75, 4) * largest)
     modes = np.array([mode.values["sigma"] for mode in path], float)
     hessians = np.asarray(result.density.hessian({"sigma": modes})["sigma"]["sigma"], float)
     vectors = np.linalg.eigh(hessians[:, :2, :2])[1][:, :, 0]
@@ -69,7 +69,7 @@ def draw(results, draws, paths):
     ):
         left.scatter(*SCALE * found[:1000, :2].T, s=3, alpha=0.4, color=color, label=f"{frequency:g} Hz")
         left.plot(*SCALE * modes[:, :2].T, "k*", markersize=8)
-        left.quiver(*SCALE * modes[:, :2].T, *vectors.T, color="k", scale=10, width=0.005, clip_on=False)
+        left.quiver(*SCALE * modes[:, :2].T, *vectors.T, color="k", scale=10, width=0.005)
         for columns, style in (([0, 1], "-"), ([2, 3], ":")):
             sums = np.sum(np.square(SCALE * found[:, columns]), axis=1)
             name = "E² + P²" if style == "-" else "S² + V²"
