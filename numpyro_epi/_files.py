@@ -18,6 +18,7 @@ def checked_output(path: str | os.PathLike[str], suffixes: Sequence[str], *, ove
     Raises:
         ValueError: If the suffix is another, or the file exists and ``overwrite`` is false.
         FileNotFoundError: If there is no such folder.
+        PermissionError: If it takes no files.
     """
     path = Path(path)
     if path.suffix.lower() not in suffixes:
@@ -29,6 +30,8 @@ def checked_output(path: str | os.PathLike[str], suffixes: Sequence[str], *, ove
         raise ValueError(f"Expected a file to write; got the folder {path}. Give another path.")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"Expected a folder one can write to; got {path.parent}.")
     return path
 
 

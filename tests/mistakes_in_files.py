@@ -1,5 +1,7 @@
 """Files and command lines that are wrong, and the error that each must give."""
 
+import os
+
 import jax.numpy as jnp
 import xarray as xr
 from flowjax.distributions import Normal
@@ -174,6 +176,14 @@ FILES = [
         lambda: epi.report(folder() / "exported.nc", folder() / "no" / "p.html"),
         FileNotFoundError,
         "Expected a folder at .*no;",
+    ),
+    *(
+        Row(f"{name}, closed folder", call, PermissionError, "Expected a folder one can write to; got /proc/self")
+        for name, call in (
+            ("report", lambda: epi.report(folder() / "exported.nc", "/proc/self/p.html")),
+            ("movie", lambda: epi.movie(folder() / "exported.nc", "/proc/self/p.gif")),
+        )
+        if os.path.isdir("/proc/self")
     ),
     Row(
         "report, a number", lambda: epi.report(3, folder() / "new.html"), TypeError, "Expected exported data .*; got 3"
