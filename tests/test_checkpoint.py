@@ -113,6 +113,7 @@ def test_a_run_killed_in_its_start_repeats_none_of_its_steps(name, tmp_path, mon
     assert found == ["start.0.", "start.1."]
 
 
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_run_stopped_in_its_start_leaves_a_checkpoint_and_says_so(name, tmp_path, monkeypatch):
     path, chosen = tmp_path / "run.ckpt", {"start": SEARCHES["weighed"]}
