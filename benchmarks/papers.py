@@ -17,6 +17,7 @@ weighing prior draws (optimum.md), with its own simulations; noise takes .23 nat
 import argparse
 import multiprocessing
 import re
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -165,6 +166,8 @@ def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str,
 def _commit() -> str:
     """Which code made a row: a table may be made in parts."""
     here = Path(__file__).parent
+    if shutil.which("git") is None:
+        return "-"
     found = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
     )
