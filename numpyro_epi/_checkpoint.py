@@ -39,7 +39,6 @@ LEAST_UNPACKED, MOST_UNPACKED = 2**26, 100
 PREVIOUS, LOCK, ASIDE = ".previous", ".lock", ".writing"
 """Added to a checkpoint's name: the one before it, the lock of the run that writes it, and the one that is being written."""
 
-
 _ABOUT = ("problem", "origin", "options", "x64", "platform", "device", "versions", "key", "numbers", "seconds", "names")
 
 

@@ -257,7 +257,8 @@ class Plan(NamedTuple):
             # they are fewer draws.
             enough = max(MIN_WEIGHTED, 1.0 / (BIASED_PART * max(residual, 1e-9)))
             eta = certificate.eta if certificate.ess > enough else eta
-        status = STATUS.interrupted if stop else status
+        cut_by = stop.signal_name
+        status = STATUS.interrupted if cut_by else status
         return Result(
             problem=problem,
             flow=fitted,
@@ -277,7 +278,7 @@ class Plan(NamedTuple):
                 "pathwise": self._is_pathwise(),
                 "num_components": num_components(begin),
                 "num_mixed": restarts.num_mixed if restarts else 1,
-                "cut_by": stop.signal_name,
+                "cut_by": cut_by,
                 "nonfinite": problem.nonfinite,
                 "finite_share": float(jnp.exp(fitted.log_share)) if isinstance(fitted, Conditioned) else None,
             },
