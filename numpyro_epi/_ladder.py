@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 from ._chains import WITHIN, ChainSettings, _Chains, _Path
 from ._problem import Problem
 from ._types import Draws, Key, Moments
+from ._work import MAX_EXPONENT_NOISE
 
 STRIDE = 0.7
 """Of one rung, in standard deviations of its log density ratio."""
@@ -47,6 +48,10 @@ class _Measured(NamedTuple):
         """How fast the exponent falls if ``eta`` moves along."""
         return self.slack @ along + (self.noise @ eta) @ along
 
+    def exponent_noise(self, eta: Float[np.ndarray, " M"]) -> float:
+        """Variance of ``eta . T`` that is noise of the simulations, averaged over the chains, nats^2."""
+        return float(np.nanmean((self.noise @ eta) @ eta))
+
 
 def descend(
     problem: Problem, settings: ChainSettings, draws: Draws, eta: Float[np.ndarray, " M"], key: Key
@@ -72,6 +77,7 @@ def descend(
         chains = _kept(chains, np.flatnonzero(_are_within(problem, settings, chains)))
     chains, here = _rung(problem, settings, chains, jax.random.fold_in(rung_key, 0), corners[0])
     log_ratio, variance, number = 0.0, 0.0, 0
+    used, most = settings, min(here.exponent_noise(corners[0]), MAX_EXPONENT_NOISE)
     for first, last in itertools.pairwise(corners):
         along, t = first - last, 1.0
         if not np.any(last):
@@ -84,13 +90,33 @@ def descend(
             now = last + t * along
             t = max(t - STRIDE / max(float(np.std(here.slope(now, along))), 1e-12), 0.0)
             below = last + t * along
-            if np.any(below):
-                chains, there = _rung(problem, settings, chains, jax.random.fold_in(rung_key, number), below)
+            if problem.simulator.noise:
+                with_all = here.exponent_noise(below) * used.num_simulations / settings.num_simulations
+                used = _lighter(settings, most / max(with_all, 1e-12))
             else:
-                there = _measured(problem, settings, _at_base(problem, prior_key, chains))
+                used = settings
+            if np.any(below):
+                chains, there = _rung(problem, used, chains, jax.random.fold_in(rung_key, number), below)
+            else:
+                there = _measured(problem, used, _at_base(problem, prior_key, chains))
             step, error = _half_way(here, there, now, below)
             log_ratio, variance, here = log_ratio + step, variance + error, there
     return float(-log_ratio), math.sqrt(variance)
+
+
+def _lighter(settings: ChainSettings, spare: float) -> ChainSettings:
+    """Half as many simulations, as often as their noise may double: ``eta . T`` has the less of it, the smaller ``eta``.
+
+    Args:
+        settings: With all simulations.
+        spare: How much more noise ``eta . T`` may have than with these.
+    """
+    each, count = (2 if settings.mirrored else 1), settings.num_simulations
+    while (fewer := each * math.ceil(count / (2 * each))) >= 2 * each and fewer < count:
+        if settings.num_simulations > spare * fewer:
+            break
+        count = fewer
+    return replace(settings, num_simulations=count)
 
 
 def has_mass_elsewhere(

@@ -10,6 +10,7 @@ import scipy.special
 import scipy.stats
 
 import numpyro_epi as epi
+from numpyro_epi import _ladder
 from numpyro_epi._chains import ChainSettings
 from numpyro_epi._ladder import descend
 
@@ -89,6 +90,40 @@ def test_noise_of_the_simulator_leaves_the_normaliser_right():
     found, error = descend(problem, settings, draws, np.array([1.0]), jax.random.key(1))
     assert abs(found - 0.05**2 / 2) < 4 * error
     assert error < 0.01
+
+
+def test_fewer_simulations_lower_down_leave_the_normaliser_right(monkeypatch):
+    """``x = z + noise`` of a standard normal: ``log Z = eta^2 / 2``, and half the multiplier has a quarter of the noise."""
+
+    def model():
+        z = numpyro.sample("z", dist.Normal().expand([1]).to_event(1))
+        numpyro.deterministic("x", z[0] + 0.3 * numpyro.sample("e", dist.Normal()))
+
+    counts = []
+    rung = _ladder._rung
+
+    def counted(problem, settings, chains, key, eta):
+        counts.append((float(eta[0]), settings.num_simulations))
+        return rung(problem, settings, chains, key, eta)
+
+    monkeypatch.setattr(_ladder, "_rung", counted)
+    prop = epi.EmergentProperty(epi.Target(lambda sites: sites["x"], mean=0.0, name="x"))
+    problem = epi.Problem(model, prop, parameters=("z",))
+    settings = ChainSettings(num_chains=2048, num_transitions=4, num_simulations=16)
+    eta = 5.0
+    draws = -eta + jax.random.normal(jax.random.key(0), (2048, 1))
+    found, error = _ladder.descend(problem, settings, draws, np.array([eta]), jax.random.key(1))
+    assert abs(found - eta**2 / 2) < 4 * error + 0.02
+    assert error < 0.05
+    assert {16, 8, 4, 2} == {count for _, count in counts}
+    assert all(0.09 * at**2 / count <= 1.1 * 0.09 * eta**2 / 16 for at, count in counts)
+
+
+@pytest.mark.parametrize(("mirrored", "counts"), [(False, [36, 18, 9, 5, 3, 2, 2]), (True, [36, 18, 10, 6, 4, 4, 4])])
+def test_halves_of_the_simulations(mirrored, counts):
+    settings = ChainSettings(num_simulations=36, mirrored=mirrored)
+    spares = (1.0, 2.0, 4.0, 8.0, 12.0, 18.0, 1e9)
+    assert [_ladder._lighter(settings, spare).num_simulations for spare in spares] == counts
 
 
 def test_failing_simulations_have_no_mass():
