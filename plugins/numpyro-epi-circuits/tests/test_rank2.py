@@ -20,6 +20,20 @@ REFERENCE = {
 }
 
 
+PRIOR = {
+    2: (0.34, 0.43, 0.47, 0.41),
+    5: (0.48, 0.64, 1.14, 0.49),
+    10: (0.61, 0.94, 2.09, 0.64),
+    25: (1.0, 1.4, 5.0, 0.97),
+    50: (1.5, 2.1, 9.6, 1.4),
+    100: (1.9, 3.2, 18.4, 2.0),
+    250: (2.8, 4.6, 44.6, 2.8),
+}
+"""Mean and spread of the growth rate and of the initial one over the prior, by size."""
+
+NUM_PRIOR = 4000
+
+
 @pytest.fixture
 def double_precision():
     jax.config.update("jax_enable_x64", True)
@@ -71,6 +85,25 @@ def test_gradients_are_difference_quotients(size):
 
         quotient = (along(1e-6) - along(-1e-6)) / 2e-6
         assert abs(jax.grad(along)(0.0) - quotient) < 1e-5 * abs(quotient)
+
+
+@pytest.mark.parametrize(("size", "expected"), PRIOR.items())
+def test_prior_has_the_known_means_and_spreads(size, expected):
+    problem = rnn_stable_amplification(size=size)
+    keys = jax.random.split(jax.random.key(0), NUM_PRIOR)
+
+    @jax.jit
+    def moments(keys):
+        return jax.lax.map(
+            lambda key: problem.evaluate(key, problem.simulator.sample_prior(key)).moments[:2], keys, batch_size=1000
+        )
+
+    found = np.asarray(moments(keys), float)
+    for values, mean, std in zip(found.T, expected[::2], expected[1::2], strict=True):
+        rounding = 0.5 * np.array([10.0 ** -len(str(number).partition(".")[2]) for number in (mean, std)])
+        error = 5 * std / np.sqrt(NUM_PRIOR) * np.sqrt(2)
+        assert abs(values.mean() - mean) < rounding[0] + error
+        assert abs(values.std() - std) < rounding[1] + error
 
 
 def test_prior_has_the_means_of_whole_matrices():

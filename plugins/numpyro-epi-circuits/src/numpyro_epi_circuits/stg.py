@@ -54,7 +54,7 @@ class _State(NamedTuple):
 
 
 @epi.statistic(unit="Hz", name="stg.hub_frequency", differentiable=False)
-def hub_frequency(sites: Mapping[str, Array]) -> Float[Array, ""]:
+def hub_frequency(sites: Mapping[str, Array], *, sharpness: float = SHARPNESS) -> Float[Array, ""]:
     """Dominant frequency of the hub neuron's bursts, up to 1 Hz: the positive part of its voltage, smoothed over 0.5 s.
 
     It jumps where the neurons lock to one another. A gradient exists between the jumps and knows nothing of them, so it is
@@ -62,6 +62,7 @@ def hub_frequency(sites: Mapping[str, Array]) -> Float[Array, ""]:
 
     Args:
         sites: Must hold ``hub_voltage``, in volts, one sample every 25 ms, shape [301].
+        sharpness: Of the softmax, per volt of amplitude.
 
     Returns:
         Mean of the frequencies 0, 0.01, ..., 1 Hz under a softmax of the amplitude spectrum.
@@ -71,31 +72,38 @@ def hub_frequency(sites: Mapping[str, Array]) -> Float[Array, ""]:
     """
     rectified = jax.nn.relu(sites["hub_voltage"][DISCARD:])
     smooth = moving_average(rectified, WINDOW)
-    return spectral_mean_frequency(smooth, step=STEP / 1000, highest=1.0, resolution=0.01, sharpness=SHARPNESS)
+    return spectral_mean_frequency(smooth, step=STEP / 1000, highest=1.0, resolution=0.01, sharpness=sharpness)
 
 
-def stg(*, frequency_hz: float = 0.55, frequency_std_hz: float = 0.025, current_noise: float = 1.0) -> epi.Problem:
+def stg(
+    *,
+    frequency_hz: float = 0.55,
+    frequency_std_hz: float = 0.025,
+    current_noise: float = 1.0,
+    sharpness: float = SHARPNESS,
+) -> epi.Problem:
     """Electrical coupling ``g_el`` in [4, 8] nS and inhibition ``g_synA`` in [0.01, 4] nS; hub frequency 0.55 ± 0.025 Hz.
 
     The answer's entropy is 1.39 nats (parameters in nS), and 1.57 without the current's noise, which blurs the frequency
-    where it jumps; both by quadrature. The frequency's softmax has the sharpness 500 of the published
-    code; the paper's text says 100.
+    where it jumps; both by quadrature.
 
     Args:
         frequency_hz: Wanted mean of the hub's frequency, between the fast 0.68 Hz and the slow 0.35 Hz.
         frequency_std_hz: Its wanted spread.
         current_noise: Standard deviation, pA, of the current added to every cell in each step; zero for none.
+        sharpness: Of the frequency's softmax: that of the published code by default, whose paper's text says 100.
 
     Raises:
-        ValueError: If the frequency or its spread is not positive, or the noise is negative.
+        ValueError: If the frequency, its spread or the sharpness is not positive, or the noise is negative.
 
     References:
         Bittner et al., eLife 10:e56265 (2021), Figure 1.
     """
-    check_positive(frequency_hz=frequency_hz, frequency_std_hz=frequency_std_hz)
+    check_positive(frequency_hz=frequency_hz, frequency_std_hz=frequency_std_hz, sharpness=sharpness)
     if not current_noise >= 0:
         raise ValueError(f"Expected current_noise >= 0; got {current_noise}.")
-    wanted = epi.EmergentProperty(epi.Target(hub_frequency, mean=frequency_hz, std=frequency_std_hz))
+    measure = hub_frequency if sharpness == SHARPNESS else hub_frequency.bind(sharpness=float(sharpness))
+    wanted = epi.EmergentProperty(epi.Target(measure, mean=frequency_hz, std=frequency_std_hz))
     return epi.Problem(
         _subcircuit,
         wanted,

@@ -6,11 +6,12 @@ rates in 100 Hz, time in ms.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as dist
 from jaxtyping import Array, Float
@@ -29,11 +30,11 @@ WEIGHTS = (
 """Rows receive, columns send, in the order E, P, S, V."""
 
 BASELINE, CONTRAST_INPUT = (0.416, 0.429, 0.491, 0.486), (0.359, 0.403, 0.0, 0.0)
-STEP, TIME_CONSTANT, NOISE_TIME = 0.5, 1.0, 5.0
-"""ms."""
+TIME_CONSTANT, NOISE_TIME, MEASURED = 1.0, 5.0, 25.0
+"""ms; the last is how much of a simulation's end is measured."""
 
-NUM_STEPS, NUM_MEASURED, LARGEST_RATE = 200, 50, 1000.0
-"""Euler steps; the last of them that are measured; where rates are cut off, 100 Hz."""
+LARGEST_RATE = 1000.0
+"""Where rates are cut off, in 100 Hz."""
 
 
 @epi.statistic(unit="Hz", name="v1.excitatory_fluctuation")
@@ -58,6 +59,9 @@ def v1_ssn(
     contrast: float = 0.5,
     num_trials: int = 100,
     bound: float = 0.005,
+    step: float = 0.5,
+    duration: float = 100.0,
+    weights: Sequence[Sequence[float]] = WEIGHTS,
 ) -> epi.Problem:
     """Noise of the four populations' inputs in [0, 0.005], such that ``v1.excitatory_fluctuation`` is 5 ± 1 Hz.
 
@@ -70,17 +74,35 @@ def v1_ssn(
         contrast: Of the stimulus, from 0 to 1.
         num_trials: Trials that are averaged.
         bound: Largest noise, in the code's units; the paper's text says 0.5, which neither of its unit systems allows.
+        step: Euler step, ms. The published one is long: by a tenth of it a fluctuation of 6.5 Hz is one of 5.0 Hz.
+        duration: Of a simulation, ms, the last 25 of which are measured; one of the published scripts has 75.
+        weights: Of the connections, rows receive, in the order E, P, S, V. The printed ones are rounded, and half a unit of
+            their last digit can double the fluctuation.
 
     Raises:
-        ValueError: If a number is not positive, or the contrast is not between 0 and 1.
+        ValueError: If a number is not positive, the contrast is not between 0 and 1, the weights are not 4 x 4 finite numbers,
+            or steps do not fill the duration and its measured end.
 
     References:
         Bittner et al., eLife 10:e56265 (2021), Figure 3.
     """
     check_positive(fluctuation_hz=fluctuation_hz, fluctuation_std_hz=fluctuation_std_hz, bound=bound)
+    check_positive(step=step, duration=duration)
     check_counts(num_trials=num_trials)
     if not 0 <= contrast <= 1:
         raise ValueError(f"Expected a contrast from 0 to 1; got {contrast}.")
+    steps = {"the duration": duration / step, "its last 25 ms": MEASURED / step}
+    for name, number in steps.items():
+        if not math.isclose(number, round(number)):
+            raise ValueError(f"Expected a whole number of steps in {name}; got step={step}, duration={duration}.")
+    if duration < MEASURED:
+        raise ValueError(f"Expected a duration of 25 ms or more, which are measured; got {duration}.")
+    try:
+        matrix = np.array(weights, float)
+    except (TypeError, ValueError):
+        matrix = np.zeros(0)
+    if matrix.shape != (4, 4) or not np.all(np.isfinite(matrix)):
+        raise ValueError(f"Expected weights of 4 rows of 4 finite numbers; got {weights!r}.")
     wanted = epi.EmergentProperty(
         epi.Target(excitatory_fluctuation, mean=fluctuation_hz, std=fluctuation_std_hz),
     )
@@ -88,7 +110,14 @@ def v1_ssn(
         _network,
         wanted,
         parameters=("sigma",),
-        model_kwargs={"contrast": float(contrast), "num_trials": num_trials, "bound": float(bound)},
+        model_kwargs={
+            "contrast": float(contrast),
+            "num_trials": num_trials,
+            "bound": float(bound),
+            "step": float(step),
+            "num_steps": round(duration / step),
+            "weights": tuple(map(tuple, matrix.tolist())),
+        },
         name="circuits.v1_ssn",
         # A simulation is expensive, and averages trials already.
         num_draws=100,
@@ -96,27 +125,52 @@ def v1_ssn(
     )
 
 
-def _network(contrast: float, num_trials: int, bound: float) -> None:
+def _network(
+    contrast: float,
+    num_trials: int,
+    bound: float,
+    step: float,
+    num_steps: int,
+    weights: tuple[tuple[float, ...], ...],
+) -> None:
     sigma = numpyro.sample("sigma", dist.Uniform(0.0, bound).expand([4]).to_event(1))
     start = numpyro.sample("start", dist.Uniform(0.1, 0.25).expand([num_trials, 4]).to_event(2))
-    steps = numpyro.sample("noise", dist.Normal().expand([NUM_STEPS, num_trials, 4]).to_event(3))
-    weights = jnp.array(WEIGHTS, sigma.dtype)
-    inputs = jnp.array(BASELINE, sigma.dtype) + contrast * jnp.array(CONTRAST_INPUT, sigma.dtype)
+    noise = numpyro.sample("noise", dist.Normal().expand([num_steps, num_trials, 4]).to_event(3))
+    given = _Given(contrast, step, weights)
+    excitatory = _simulated(sigma, start, noise, given, measure=_excitatory)
+    numpyro.deterministic("excitatory_rate", 100.0 * excitatory.T)
+
+
+class _Given(NamedTuple):
+    contrast: float
+    step: float
+    weights: tuple[tuple[float, ...], ...]
+
+
+def _simulated(
+    sigma: Float[Array, "4"],
+    start: Float[Array, "trials 4"],
+    noise: Float[Array, "steps trials 4"],
+    given: _Given,
+    *,
+    measure: Callable[..., Array],
+) -> Array:
+    """What is measured of rates and inputs' noise, over the last 25 ms."""
+    weights = jnp.array(given.weights, sigma.dtype)
+    inputs = jnp.array(BASELINE, sigma.dtype) + given.contrast * jnp.array(CONTRAST_INPUT, sigma.dtype)
     # dB has variance dt.
-    scale = math.sqrt(2 * NOISE_TIME * STEP) * math.sqrt(1 + TIME_CONSTANT / NOISE_TIME) / NOISE_TIME * sigma
+    scale = math.sqrt(2 * NOISE_TIME * given.step) * math.sqrt(1 + TIME_CONSTANT / NOISE_TIME) / NOISE_TIME * sigma
 
     def change(t: Any, state: tuple[Array, Array], noise: Array) -> tuple[Array, Array]:
         """Of rates and inputs' noise in one step."""
         rates, epsilon = state
         drive = jnp.square(jax.nn.relu(rates @ weights.T + inputs + epsilon))
-        rates_change = jnp.minimum(STEP / TIME_CONSTANT * (drive - rates), LARGEST_RATE - rates)
-        return rates_change, scale * noise[jnp.asarray(t, int)] - STEP / NOISE_TIME * epsilon
+        rates_change = jnp.minimum(given.step / TIME_CONSTANT * (drive - rates), LARGEST_RATE - rates)
+        return rates_change, scale * noise[jnp.asarray(t, int)] - given.step / NOISE_TIME * epsilon
 
-    excitatory = euler(
-        change, (start, jnp.zeros_like(start)), steps, NUM_STEPS, num_kept=NUM_MEASURED, measure=_excitatory
-    )
-    numpyro.deterministic("excitatory_rate", 100.0 * excitatory.T)
+    state = (start, jnp.zeros_like(start))
+    return euler(change, state, noise, len(noise), num_kept=round(MEASURED / given.step), measure=measure)
 
 
-def _excitatory(t: Array, state: tuple[Array, Array], noise: Array) -> Array:
+def _excitatory(t: Array, state: tuple[Array, Array], noise: Array) -> Float[Array, " trials"]:
     return state[0][:, 0]
