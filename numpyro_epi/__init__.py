@@ -7,7 +7,7 @@ spreads, `fit` finds the maximum-entropy distribution over the parameters that p
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import flows, multipliers, objectives, signals, starts, statistics
+from . import flows, matrices, multipliers, objectives, signals, starts, statistics
 from ._certificate import certify
 from ._chains import ChainSettings
 from ._density import Density, Mode
@@ -59,6 +59,7 @@ __all__ = [
     "list_problems",
     "list_statistics",
     "load",
+    "matrices",
     "movie",
     "multipliers",
     "objectives",

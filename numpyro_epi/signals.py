@@ -7,16 +7,23 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
+from ._arguments import check_positive
 from ._types import Scalar, Sites
 from .statistics import statistic
 
 __all__ = [
+    "accuracy",
     "correlation",
+    "crossing_rate",
     "dominant_frequency",
     "fano_factor",
+    "mean",
     "moving_average",
+    "phase_difference",
+    "power",
     "spectral_amplitude",
     "spectral_mean_frequency",
     "standard_deviation",
@@ -53,11 +60,8 @@ def spectral_amplitude(
     Raises:
         ValueError: If a number is not positive, or the highest frequency is above what the sampling can show.
     """
-    for name, number in (("step", step), ("highest", highest), ("resolution", resolution)):
-        if not (number > 0 and math.isfinite(number)):
-            raise ValueError(f"Expected a finite {name} > 0; got {number}.")
-    if highest * step > 0.5:
-        raise ValueError(f"Expected highest <= {0.5 / step:.6g}, half the sampling rate; got {highest}.")
+    check_positive(step=step, highest=highest, resolution=resolution)
+    _check_sampling(step, highest=highest)
     frequencies = resolution * jnp.arange(math.floor(highest / resolution + 1e-6) + 1, dtype=signal.dtype)
     phase = 2 * jnp.pi * step * frequencies[:, None] * jnp.arange(signal.shape[0], dtype=signal.dtype)
     centred = signal - jnp.mean(signal)
@@ -97,6 +101,82 @@ def dominant_frequency(
 
 
 @statistic()
+def power(sites: Sites, *, site: str, step: float, lowest: float, highest: float) -> Array:
+    """Share of a signal's variance that swings at frequencies from lowest to highest, in its unit squared.
+
+    The sum of the one-sided periodogram over the frequencies of the signal's own Fourier transform in that band, along its
+    last axis; all frequencies give the variance.
+
+    Raises:
+        ValueError: If ``step`` is not positive, or no frequency of the transform lies in the band.
+    """
+    signal = sites[site]
+    transformed, frequencies = _transformed(signal, step)
+    chosen = (frequencies >= lowest * (1 - 1e-6)) & (frequencies <= highest * (1 + 1e-6))
+    if not chosen.any():
+        raise ValueError(
+            f"Expected a band that holds one of the frequencies {frequencies[0]:.6g} to {frequencies[-1]:.6g}, "
+            f"{frequencies[0]:.6g} apart; got {lowest} to {highest}."
+        )
+    # Every frequency but the sampling's own half stands for its negative too.
+    twice = np.where(np.isclose(frequencies * step, 0.5), 1.0, 2.0) * chosen
+    squares = jnp.square(transformed.real) + jnp.square(transformed.imag)
+    return squares @ jnp.asarray(twice, squares.dtype) / signal.shape[-1] ** 2
+
+
+@statistic(unit="rad")
+def phase_difference(sites: Sites, *, first: str, second: str, step: float, frequency: float) -> Array:
+    """By how much the first signal is ahead of the second one at a frequency, from -pi to pi, along their last axis.
+
+    It jumps between its ends: a target near one of them wants the difference of the first from the second's negative. The
+    gradient where one of the signals has nothing at this frequency is zero.
+
+    Raises:
+        ValueError: If ``step`` or ``frequency`` is not positive, or the frequency above half the sampling rate.
+    """
+    check_positive(step=step, frequency=frequency)
+    _check_sampling(step, frequency=frequency)
+    x, y = (sites[name] - jnp.mean(sites[name], axis=-1, keepdims=True) for name in (first, second))
+    angle = 2 * jnp.pi * step * frequency * jnp.arange(x.shape[-1], dtype=x.dtype)
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    (a, b), (c, d) = ((signal @ cos, -(signal @ sin)) for signal in (x, y))
+    real, imaginary = a * c + b * d, b * c - a * d
+    moves = jnp.square(real) + jnp.square(imaginary) > 0
+    return jnp.where(moves, jnp.arctan2(imaginary, jnp.where(moves, real, 1.0)), 0.0)
+
+
+@statistic(unit="1 per time", differentiable=False)
+def crossing_rate(sites: Sites, *, site: str, step: float, threshold: float) -> Array:
+    """How often per time a signal rises through a threshold, along its last axis: the rate of spikes or of bursts.
+
+    A count, which has no gradient.
+
+    Raises:
+        ValueError: If ``step`` is not positive.
+    """
+    check_positive(step=step)
+    above = sites[site] > threshold
+    count = jnp.sum(above[..., 1:] & ~above[..., :-1], axis=-1)
+    return count / (step * (above.shape[-1] - 1))
+
+
+@statistic()
+def accuracy(sites: Sites, *, right: str, wrong: str, sharpness: float = 100.0) -> Array:
+    """Share of trials, along the last axis, whose right choice has more evidence than the wrong one; one site each.
+
+    A trial counts by the logistic function of ``sharpness`` times the difference, which has a gradient: the sharper, the nearer
+    to a count, and the fewer trials give a gradient. It is in the inverse of the sites' unit.
+    """
+    return jnp.mean(jax.nn.sigmoid(sharpness * (sites[right] - sites[wrong])), axis=-1)
+
+
+@statistic()
+def mean(sites: Sites, *, site: str) -> Array:
+    """Mean along a site's last axis, in its unit: of a rate over time, or over trials."""
+    return jnp.mean(sites[site], axis=-1)
+
+
+@statistic()
 def standard_deviation(sites: Sites, *, site: str) -> Array:
     """Standard deviation along a site's last axis, in its unit; the gradient of a signal that never moves is zero."""
     variance = jnp.var(sites[site], axis=-1)
@@ -114,3 +194,15 @@ def correlation(sites: Sites, *, first: str, second: str) -> Array:
     """Pearson's correlation of two sites along their last axis; NaN where one of them never moves."""
     x, y = (sites[name] - jnp.mean(sites[name], axis=-1, keepdims=True) for name in (first, second))
     return jnp.sum(x * y, axis=-1) / jnp.sqrt(jnp.sum(x * x, axis=-1) * jnp.sum(y * y, axis=-1))
+
+
+def _check_sampling(step: float, **frequencies: float) -> None:
+    for name, number in frequencies.items():
+        if number * step > 0.5:
+            raise ValueError(f"Expected {name} <= {0.5 / step:.6g}, half the sampling rate; got {number}.")
+
+
+def _transformed(signal: Array, step: float) -> tuple[Array, np.ndarray]:
+    """Fourier transform along the last axis without its mean, and the frequencies, which are known before it."""
+    check_positive(step=step)
+    return jnp.fft.rfft(signal)[..., 1:], np.fft.rfftfreq(signal.shape[-1], step)[1:]

@@ -27,7 +27,7 @@ LAYERS = (
         "_inspection",
         "_datatree",
     ),
-    ("statistics", "signals", "multipliers", "flows", "_mirror", "_simulator", "_summits"),
+    ("statistics", "signals", "matrices", "multipliers", "flows", "_mirror", "_simulator", "_summits"),
     ("_property", "_problem", "_conditioned", "_guide", "_check"),
     ("objectives", "_outcome", "_responses", "_derivatives", "_density", "_result"),
     (
