@@ -1,5 +1,6 @@
 """The plugins' figures: what they draw beside the answers is right, and every README shows those that there are."""
 
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -33,6 +34,16 @@ def test_readme_shows_small_figures_and_names_their_scripts(plugin):
         assert figure.stat().st_size < 300_000
     for path in (plugin / "figures").glob("[!_]*.py"):
         assert f"figures/{path.name}" in text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["networks", "stomatogastric"])
+def test_script_of_the_circuits_draws_its_figure(name, tmp_path):
+    """The others' fits take too long, rough ones too: those figures were made by hand."""
+    (path,) = [path for path in SCRIPTS if path.stem == name]
+    arguments = [sys.executable, path, "--quick", "--out", tmp_path]
+    subprocess.run(arguments, check=True, cwd=tmp_path, capture_output=True, text=True)
+    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
 
 
 def test_exact_marginals_of_the_oscillator():

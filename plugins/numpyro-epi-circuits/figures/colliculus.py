@@ -21,6 +21,8 @@ TASK_MODES = {"task": np.array([1, -1, -1, 1]) / 2, "diagonal": np.array([1, -1,
 """Eigenvectors of the connectivity, in the order of the weights' names."""
 STRENGTHS = np.array([0.0, 0.15, 0.3, 0.45, 0.6, 0.675, 0.75, 0.85, 1.0])
 """Shares of the output that are silenced; the paper looks at 0.675 and 0.85."""
+FLIPPED = 0.85
+"""Where the task that units hold is flipped to Pro."""
 SHIFTS = np.linspace(-0.25, 0.25, 7)
 
 
@@ -60,8 +62,17 @@ def main():
     draws = np.stack([np.asarray(sites[name]) for name in WEIGHT_NAMES], axis=1)
     low = np.argmin(np.linalg.norm(draws[:, None] - modes, axis=2), axis=1) >= len(modes) // 2
     silenced = [accuracies(epi.get_problem(PROBLEM, inactivation=float(s)), 0, draws) for s in STRENGTHS]
-    figure = draw(result, modes, steepest, along, np.array(silenced), low)
-    figure.savefig(arguments.out / "colliculus.png", dpi=130)
+    silenced = np.array(silenced)
+    flipped = silenced[STRENGTHS == FLIPPED][0]
+    for members, regime in ((low, "low sW"), (~low, "high sW")):
+        slip = np.sqrt(np.mean(np.square(flipped[members, 1] - (1 - silenced[0, members, 0]))))
+        print(
+            f"silenced by {FLIPPED}, {regime}: Anti accuracy {flipped[members, 1].mean():.3f}, 1 - Pro accuracy without",
+            end=" ",
+        )
+        print(f"{1 - silenced[0, members, 0].mean():.3f}, root mean square difference {slip:.3f}")
+    figure = draw(result, modes, steepest, along, silenced, low)
+    figure.savefig(arguments.out / "colliculus.png", dpi=95)
     print(f"The figure is in {arguments.out}.")
 
 
@@ -91,7 +102,7 @@ def _accuracies(problem, keys, places):
 
 def draw(result, modes, steepest, along, silenced, low):
     """Draws with the conditional modes; accuracies along directions; errors under silencing."""
-    figure, axes = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
+    figure, axes = plt.subplots(2, 3, figsize=(14, 8), layout="constrained")
     draws = result.sample(jax.random.key(4), (3000,))
     height = np.asarray(result.log_prob(draws))
     points = axes[0, 0].scatter(draws["sW"], draws["hW"], c=height, s=4, vmin=np.quantile(height, 0.02))
@@ -107,7 +118,7 @@ def draw(result, modes, steepest, along, silenced, low):
     }
     axes[0, 0].set(xlabel="sW", ylabel="hW", title="Answer", **limits)
     axes[0, 0].legend()
-    for axis, regime in zip((axes[0, 1], axes[1, 0]), ("low sW", "high sW"), strict=True):
+    for axis, regime in zip((axes[0, 1], axes[0, 2]), ("low sW", "high sW"), strict=True):
         for (where, name), found in along.items():
             if where == regime:
                 color = {"sensitive": "C3", "task": "C0", "diagonal": "C2"}[name]
@@ -118,13 +129,26 @@ def draw(result, modes, steepest, along, silenced, low):
     error = 1 - silenced
     for members, regime, color in ((low, "low sW", "C4"), (~low, "high sW", "C1")):
         change = error[:, members].mean(axis=1) - error[0, members].mean(axis=0)
-        axes[1, 1].plot(STRENGTHS, change[:, 0], color=color, label=f"{regime}, Pro")
-        axes[1, 1].plot(STRENGTHS, change[:, 1], color=color, linestyle="--", label=f"{regime}, Anti")
+        axes[1, 0].plot(STRENGTHS, change[:, 0], color=color, label=f"{regime}, Pro")
+        axes[1, 0].plot(STRENGTHS, change[:, 1], color=color, linestyle="--", label=f"{regime}, Anti")
     change = error.mean(axis=1) - error[0].mean(axis=0)
-    axes[1, 1].plot(STRENGTHS, change[:, 1], color="k", linestyle="--", label="all, Anti")
-    axes[1, 1].axhline(0.07, color="0.5", linestyle=":", label="rats, Anti")
-    axes[1, 1].set(xlabel="share of output silenced in the delay", ylabel="change of error rate", title="Silencing")
-    axes[1, 1].legend()
+    axes[1, 0].plot(STRENGTHS, change[:, 1], color="k", linestyle="--", label="all, Anti")
+    axes[1, 0].axhline(0.07, color="0.5", linestyle=":", label="rats, Anti")
+    axes[1, 0].set(xlabel="share of output silenced in the delay", ylabel="change of error rate", title="Silencing")
+    axes[1, 0].legend()
+    axes[1, 1].set(
+        xlabel="1 - Pro accuracy without silencing", ylabel="Anti accuracy, silenced", title=f"Silenced by {FLIPPED}"
+    )
+    axes[1, 2].set(xlabel="Pro accuracy", ylabel="Anti accuracy", title="Fresh simulations of the answer")
+    (flipped,) = silenced[STRENGTHS == FLIPPED]
+    for members, regime, color in ((low, "low sW", "C4"), (~low, "high sW", "C1")):
+        axes[1, 1].plot(1 - silenced[0, members, 0], flipped[members, 1], ".", color=color, label=regime, alpha=0.6)
+        axes[1, 2].plot(*silenced[0, members].T, ".", color=color, label=regime, alpha=0.6)
+    axes[1, 1].plot([0, 0.6], [0, 0.6], "k:", label="the other task's answer")
+    axes[1, 1].set(xlim=(0, 0.6), ylim=(0, 0.6))
+    axes[1, 2].errorbar(0.75, 0.75, 0.075, 0.075, "k", label="targets")
+    for axis in axes[1, 1:]:
+        axis.legend(loc="upper left")
     return figure
 
 

@@ -80,10 +80,16 @@ def draw(size, left, right):
     second.legend(fontsize=8)
     norms = traces(left[:300], right[:300])
     third.plot(TIME, norms[:15].T, color="C0", alpha=0.6)
-    share = np.mean((norms.max(axis=1) > 1.05) & (norms[:, -1] < norms.max(axis=1)))
+    unstable, amplifying = growth >= 1, (growth < 1) & (initial > 1)
+    shares = [100 * np.mean(which) for which in (amplifying, ~unstable & ~amplifying, unstable)]
     # One network in forty is not stable: on a linear axis it would hide the others.
     third.set(yscale="log", ylim=(0.02, 20))
-    third.set(xlabel="time (s)", ylabel="length of activity", title=f"{100 * share:.0f} % amplify, then decay")
+    third.set(
+        xlabel="time (s)",
+        ylabel="length of activity",
+        title="{:.0f} % amplify, {:.0f} % decay, {:.0f} % unstable".format(*shares),
+    )
+    third.title.set_fontsize(11)
     return figure
 
 

@@ -96,6 +96,23 @@ def test_silencing_in_the_delay_costs_anti_trials_more():
     assert anti_accuracy(after) < anti_accuracy(before) - 0.1
 
 
+@pytest.mark.slow
+def test_known_share_of_the_prior_has_the_property():
+    """4.0e-4 of the box has both accuracies within 60 to 90 %."""
+    problem, number = sc_task_switching(num_trials=100), 20_000
+
+    @jax.jit
+    def accuracies(keys):
+        return jax.lax.map(
+            lambda key: problem.evaluate(key, problem.simulator.sample_prior(key)).moments[:2], keys, batch_size=200
+        )
+
+    found = np.asarray(accuracies(jax.random.split(jax.random.key(0), number)), float)
+    count = np.sum(np.all(np.abs(found - 0.75) < 0.15, axis=1))
+    # A Poisson count of mean 8.
+    assert 1 <= count <= 19
+
+
 def test_registered_problem_has_the_published_targets():
     problem = epi.get_problem("circuits.sc_task_switching")
     np.testing.assert_allclose(problem.target, [0.75, 0.75, 0.075**2, 0.075**2])
