@@ -24,10 +24,10 @@ from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Float
 
 from ._arguments import check_count, check_instance
-from ._chains import begins_at_base
 from ._keys import checked_key
 from ._loop import masked_moments
 from ._outcome import Certificate, Verdict
+from ._path import begins_at_base
 from ._problem import Problem
 from ._result import Result
 from ._types import Draws, Key, PerDraw
@@ -310,7 +310,7 @@ class _Columns(NamedTuple):
 
 
 def _correction(noise: np.ndarray, eta: np.ndarray) -> np.ndarray:
-    """``eta' S eta / 2``, nats, which is taken off the exponent: see `_chains`."""
+    """``eta' S eta / 2``, nats, which is taken off the exponent: see `_path`."""
     return 0.5 * (noise @ eta) @ eta if noise.shape[-1] == len(eta) else np.zeros(len(noise))
 
 

@@ -15,12 +15,13 @@ from scipy.cluster.vq import kmeans2
 
 from ._arguments import check_instance, check_positive
 from ._certificate import MAX_KHAT, MIN_ESS, MIN_OVERLAP, assess, pareto_khat, tilt
-from ._chains import ChainSettings, Solved, begins_at_base
+from ._chains import Solved
 from ._density import Density, Tilted
 from ._derivatives import constrain
 from ._keys import checked_key, key_text
 from ._ladder import descend, has_mass_elsewhere
 from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summary
+from ._path import ChainSettings, begins_at_base
 from ._pilot import approach
 from ._problem import Problem
 from ._types import Draws, Key
@@ -215,7 +216,7 @@ def solve_dual(
             "adaptive" of one whose prior is improper or has next to no draws near the property.
 
     References:
-        ``_chains`` names the sources of the chains' moves; the dual is that of Csiszár 1975, Ann. Probab. 3.
+        ``_chains`` and ``_path`` name the sources of the chains' moves; the dual is that of Csiszár 1975, Ann. Probab. 3.
     """
     began = time.perf_counter()
     key = checked_key(key)

@@ -18,7 +18,8 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Bool, Float
 
-from ._chains import WITHIN, ChainSettings, _Chains, _Path
+from ._chains import WITHIN
+from ._path import Chains, ChainSettings, Path
 from ._problem import Problem
 from ._types import Draws, Key, Moments
 from ._work import MAX_EXPONENT_NOISE
@@ -34,14 +35,14 @@ NUM_PRIOR_DRAWS, ELSEWHERE = 1024, 0.1
 """Draws that look for mass elsewhere, and the share of the known mass that they have to find."""
 
 
-class _Measured(NamedTuple):
+class _Rung(NamedTuple):
     """Each chain's ``T - target``, a mean of simulations, and what their noise leaves in its variance."""
 
     slack: Float[np.ndarray, "N M"]
     noise: Float[np.ndarray, "N M M"]
 
     def exponent(self, eta: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
-        """Of ``p_eta`` over the base; see `_chains` for the second term."""
+        """Of ``p_eta`` over the base; see `_path` for the second term."""
         return -self.slack @ eta - 0.5 * (self.noise @ eta) @ eta
 
     def slope(self, eta: Float[np.ndarray, " M"], along: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
@@ -153,7 +154,7 @@ def has_mass_elsewhere(
     return bool(log_mass > log_normalizer + math.log(ELSEWHERE))
 
 
-def _kept(chains: _Chains, index: np.ndarray) -> _Chains:
+def _kept(chains: Chains, index: np.ndarray) -> Chains:
     each = {name: getattr(chains, name)[index] for name in ("position", "log_weight", "noise")}
     return chains._replace(**each)
 
@@ -167,7 +168,7 @@ def _corners(problem: Problem, eta: Float[np.ndarray, " M"]) -> list[Float[np.nd
 
 
 def _half_way(
-    here: _Measured, there: _Measured, own: Float[np.ndarray, " M"], below: Float[np.ndarray, " M"]
+    here: _Rung, there: _Rung, own: Float[np.ndarray, " M"], below: Float[np.ndarray, " M"]
 ) -> tuple[float, float]:
     """``log Z(below) - log Z(own)`` and its variance."""
     middle = (own + below) / 2
@@ -182,8 +183,8 @@ def _half_way(
     return value, variance
 
 
-def _begin(draws: Draws, noise: Key, eta: Float[np.ndarray, " M"]) -> _Chains:
-    return _Chains(
+def _begin(draws: Draws, noise: Key, eta: Float[np.ndarray, " M"]) -> Chains:
+    return Chains(
         position=draws,
         log_weight=jnp.zeros(len(draws), draws.dtype),
         noise=noise,
@@ -196,44 +197,44 @@ def _begin(draws: Draws, noise: Key, eta: Float[np.ndarray, " M"]) -> _Chains:
 
 
 def _rung(
-    problem: Problem, settings: ChainSettings, chains: _Chains, key: Key, eta: Float[np.ndarray, " M"]
-) -> tuple[_Chains, _Measured]:
+    problem: Problem, settings: ChainSettings, chains: Chains, key: Key, eta: Float[np.ndarray, " M"]
+) -> tuple[Chains, _Rung]:
     chains = _settle(problem, settings, chains, key, jnp.asarray(eta, chains.position.dtype))
     return chains, _measured(problem, settings, chains)
 
 
 @eqx.filter_jit
-def _settle(problem: Problem, settings: ChainSettings, chains: _Chains, key: Key, eta: Moments) -> _Chains:
-    path = _Path(problem, settings)
+def _settle(problem: Problem, settings: ChainSettings, chains: Chains, key: Key, eta: Moments) -> Chains:
+    path = Path(problem, settings)
 
-    def again(chains: _Chains, key: Key) -> tuple[_Chains, None]:
+    def again(chains: Chains, key: Key) -> tuple[Chains, None]:
         return path.move(chains, key)[0], None
 
     return jax.lax.scan(again, chains._replace(eta=eta), jax.random.split(key, SETTLE))[0]
 
 
-def _measured(problem: Problem, settings: ChainSettings, chains: _Chains) -> _Measured:
+def _measured(problem: Problem, settings: ChainSettings, chains: Chains) -> _Rung:
     simulations = np.asarray(_simulations(problem, settings, chains), float)
     count = simulations.shape[1]
     mean = simulations.mean(axis=1)
     deviations = simulations - mean[:, None]
     noise = np.einsum("nsi,nsj->nij", deviations, deviations) / (count * max(count - 1, 1))
-    return _Measured(mean - problem.target, noise)
+    return _Rung(mean - problem.target, noise)
 
 
 @eqx.filter_jit
-def _simulations(problem: Problem, settings: ChainSettings, chains: _Chains) -> Float[Array, "N S M"]:
-    return _Path(problem, settings).measure(chains).simulations
+def _simulations(problem: Problem, settings: ChainSettings, chains: Chains) -> Float[Array, "N S M"]:
+    return Path(problem, settings).measure(chains).simulations
 
 
 @eqx.filter_jit
-def _are_within(problem: Problem, settings: ChainSettings, chains: _Chains) -> Bool[Array, " N"]:
-    path = _Path(problem, settings)
+def _are_within(problem: Problem, settings: ChainSettings, chains: Chains) -> Bool[Array, " N"]:
+    path = Path(problem, settings)
     return jax.vmap(path.is_within)(path.measure(chains))
 
 
 @eqx.filter_jit
-def _at_base(problem: Problem, key: Key, chains: _Chains) -> _Chains:
+def _at_base(problem: Problem, key: Key, chains: Chains) -> Chains:
     """Draws of the prior in the chains' place, with noise of their own: the chains' leans towards what they follow."""
     draw_keys, noise_keys = (jax.random.split(part, len(chains.log_weight)) for part in jax.random.split(key))
     return chains._replace(position=jax.vmap(problem.simulator.sample_prior)(draw_keys), noise=noise_keys)

@@ -16,7 +16,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Float
 
-from ._chains import ChainSettings, Solved, draw_reference, mirrored_pairs, solve
+from ._chains import Solved, solve
+from ._path import ChainSettings, draw_reference, mirrored_pairs
 from ._problem import Problem
 from ._types import Draws, Key, Moments, Scalar
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ._arguments import check_bool, check_count, check_instance, check_positive
 from ._certificate import Known, pareto_khat
-from ._chains import ChainSettings, begins_at_base
+from ._path import ChainSettings, begins_at_base
 from ._pilot import approach, resample
 from ._problem import Problem
 from ._types import Draws, Key, Moments, Numbers

@@ -13,7 +13,8 @@ import scipy.stats
 from chosen_problems import CHOSEN, grid, well
 from problems import EXACT, ExactProblem
 
-from numpyro_epi._chains import ChainSettings, Solved, _Chains, _Path, _resample, solve
+from numpyro_epi._chains import Solved, solve
+from numpyro_epi._path import Chains, ChainSettings, Path, resample
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
 
@@ -199,7 +200,7 @@ def wells():
     mass = np.exp(-(z**2) / 2 - exact.multipliers @ [z, well(z)])
     cdf = np.cumsum(mass) / mass.sum()
     draws = np.interp(np.random.default_rng(0).uniform(size=NUM_CHAINS), cdf, z)
-    chains = _Chains(
+    chains = Chains(
         position=jnp.asarray(draws, jnp.float32)[:, None],
         log_weight=jnp.zeros(NUM_CHAINS),
         noise=jax.random.split(jax.random.key(0), NUM_CHAINS),
@@ -209,7 +210,7 @@ def wells():
         covariance=jnp.eye(2),
         log_normalizer=jnp.zeros(()),
     )
-    return _Path(exact.problem, SMALL), chains, lambda x: np.interp(x, z, cdf)
+    return Path(exact.problem, SMALL), chains, lambda x: np.interp(x, z, cdf)
 
 
 def jump(path, chains, key, number):
@@ -292,7 +293,7 @@ def test_resampling_copies_each_chain_by_its_weight(wells):
     log_weight = np.random.default_rng(1).normal(scale=2.0, size=NUM_CHAINS)
     log_weight[::3] = -np.inf
     index = jnp.arange(NUM_CHAINS, dtype=jnp.float32)[:, None]
-    found = _resample(chains._replace(position=index, log_weight=jnp.asarray(log_weight)), jax.random.key(0))
+    found = resample(chains._replace(position=index, log_weight=jnp.asarray(log_weight)), jax.random.key(0))
     copies = np.bincount(np.asarray(found.position, int)[:, 0], minlength=NUM_CHAINS)
     expected = NUM_CHAINS * scipy.special.softmax(log_weight)
     # The points are sums of single-precision weights: off by a hundredth of a point.
@@ -398,7 +399,7 @@ def cloud(mean, std):
 def test_no_multiplier_widens_on_the_way():
     """Half of the way from 60 to 5 the path's variance is larger than so many parameters leave it."""
     settings = ChainSettings(num_chains=64, num_transitions=4, num_updates=20)
-    path = _Path(cloud(5.0, 1.05), settings)
+    path = Path(cloud(5.0, 1.05), settings)
     chains, first = path.start(jax.random.key(0))
     update = eqx.filter_jit(lambda *args: path.update(*args, planned=jnp.zeros((), bool), eta=jnp.zeros(2)))
     for number in range(settings.num_updates):
@@ -446,6 +447,6 @@ def test_targets_on_the_way_interpolate_mean_and_variance(share):
 
     problem = Problem(model, EmergentProperty(Target(lambda s: s["x"], mean=1.0, std=0.5, name="x")))
     first = jnp.array([5.0, 4.0 + 16.0])
-    mean, second = _Path(problem, ChainSettings())._on_the_way(first, jnp.asarray(share))
+    mean, second = Path(problem, ChainSettings())._on_the_way(first, jnp.asarray(share))
     assert mean == pytest.approx(1.0 + 4.0 * share)
     assert second - (mean - 1.0) ** 2 == pytest.approx(4.0 * share + 0.25 * (1 - share), rel=1e-5)

@@ -11,8 +11,8 @@ import scipy.stats
 
 import numpyro_epi as epi
 from numpyro_epi import _ladder
-from numpyro_epi._chains import ChainSettings
 from numpyro_epi._ladder import descend
+from numpyro_epi._path import ChainSettings
 
 SETTINGS = ChainSettings(num_chains=256, num_transitions=4)
 DIM = 60

@@ -1,0 +1,423 @@
+"""The family ``base exp(-eta . T)`` and the moves of weighted chains along it.
+
+A transition is Hamiltonian Monte Carlo in coordinates scaled by the chains' spread, with jumps by the difference of two
+others. With simulator noise ``T`` is a mean over several simulations, whose noise is part of the chain's state (a
+pseudo-marginal chain, Andrieu & Roberts 2009), and half the variance of ``eta . T`` over their number is taken off the
+exponent, since ``E exp(-eta . mean) = exp(-eta . T + variance / 2 number)`` where the mean is normal (the penalty method,
+Ceperley & Dewing 1999). Simulations may come in antithetic pairs, each of which then is one simulation of that sum (`_mirror`).
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ._arguments import as_number, check_count, check_positive
+from ._loop import masked_moments
+from ._problem import Evaluation, Problem
+from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar, Unconstrained
+from .multipliers import shrunk_inverse
+
+REFERENCE_SCALE = 3.0
+"""Standard deviation of the reference where the base is no proper prior: wide, so that the property narrows it."""
+
+LONGEST_STEP = 1.0
+"""Of an update, in standard deviations of the log weights: beyond it few chains would keep a weight, and targets that are many
+standard deviations away, as under a prior of many parameters, would send the multipliers off for good."""
+
+
+class ChainSettings(eqx.Module):
+    """How the chains move.
+
+    Attributes:
+        num_chains: Chains of each of the two populations, all of them stepped together.
+        num_leapfrog: Leapfrog steps of one transition.
+        num_transitions: Transitions between two updates of the multipliers.
+        num_updates: Updates in all; the targets are annealed during the first half.
+        rate: Share of the natural step taken by an update while annealing, and a third of it after.
+        num_draws: Draws of every chain kept from a round at fixed multipliers, ``num_transitions`` apart.
+        precision: Rounds go on until the multipliers' standard errors are this share of the largest one, all of them
+            measured in the inverse of their statistics' standard deviations, and the means' are small too.
+        max_rounds: Most rounds.
+        target_acceptance: What the step size is adapted to.
+        num_simulations: Simulations that one evaluation averages where the model has noise of its own.
+        mirrored: Whether every second one is the mirror image of the one before it, where the model's noise has one.
+        within: Standard deviations of a target's that its statistic's mean may be away from it, once the targets have arrived;
+            no limit by default, but for chains that left for far away in a first attempt. Several: the normaliser takes it that
+            nothing reaches so far but what negative multipliers of a squared deviation draw there.
+    """
+
+    num_chains: int = 512
+    num_leapfrog: int = 8
+    num_transitions: int = 8
+    num_updates: int = 160
+    rate: float = 0.3
+    num_draws: int = 20
+    precision: float = 0.007
+    max_rounds: int = 20
+    target_acceptance: float = 0.8
+    num_simulations: int = 16
+    mirrored: bool = False
+    within: float | None = None
+
+    def __check_init__(self):
+        names = ("num_leapfrog", "num_transitions", "num_updates", "max_rounds", "num_draws", "num_simulations")
+        for name, least in (("num_chains", 4), *((name, 2) for name in names)):
+            check_count(name, getattr(self, name), least)
+        if not isinstance(self.mirrored, bool):
+            raise TypeError(f"Expected mirrored to be True or False; got {self.mirrored!r}.")
+        if self.mirrored and (self.num_simulations < 4 or self.num_simulations % 2):
+            raise ValueError(
+                f"Expected two pairs of simulations or more for mirrored=True; got num_simulations={self.num_simulations}."
+            )
+        check_positive(precision=self.precision)
+        if self.within is not None:
+            check_positive(within=self.within)
+        for name in ("rate", "target_acceptance"):
+            if not 0 < as_number(getattr(self, name)) < 1:
+                raise ValueError(f"Expected {name} between 0 and 1; got {getattr(self, name)!r}.")
+
+
+class Chains(NamedTuple):
+    """The moving part.
+
+    Attributes:
+        position: Shape [N, D].
+        log_weight: Not normalised, shape [N].
+        noise: Each chain's key of the simulator's noise.
+        step_size: Of the leapfrog, in the positions' standard deviations.
+        eta: Multipliers.
+        reference: Power of the reference in ``base^(1 - power) reference^power exp(-eta . T)``.
+        covariance: Running covariance of the moments.
+        log_normalizer: Of that density, nats.
+    """
+
+    position: Draws
+    log_weight: PerDraw
+    noise: Key
+    step_size: Scalar
+    eta: Moments
+    reference: Scalar
+    covariance: Metric
+    log_normalizer: Scalar
+
+
+class Measured(NamedTuple):
+    """What the density at one position is made of; moments of each independent simulation or pair, one without noise."""
+
+    simulations: Float[Array, "S M"]
+    log_base: Scalar
+    log_reference: Scalar
+
+    @property
+    def moments(self) -> Moments:
+        return jnp.mean(self.simulations, axis=-2)
+
+
+class Record(NamedTuple):
+    """A round at fixed multipliers: kept draws and their moments, mean moments of every piece between them."""
+
+    draws: Float[Array, "K N D"]
+    moments: Float[Array, "K N M"]
+    piece_means: Float[Array, "K N M"]
+    acceptance: Float[Array, " K"]
+
+
+class Newton(NamedTuple):
+    """A Newton step of the dual, measured on one round.
+
+    Attributes:
+        ends: Where it leads by each chain's own mean moments; their mean is the estimate, shape [N, M].
+        length: Of the step, in standard deviations of the moments.
+        noise: Root mean square of what chance adds to that length.
+        scale: Standard deviations of the moments, shape [M].
+    """
+
+    ends: Float[Array, "N M"]
+    length: Scalar
+    noise: Scalar
+    scale: Moments
+
+
+class Path(eqx.Module):
+    """The family ``base^(1 - power) reference^power exp(-eta . T)`` and the moves along it."""
+
+    problem: Problem
+    settings: ChainSettings
+
+    def start(self, key: Key) -> tuple[Chains, Moments]:
+        position_key, noise_key, resample_key = jax.random.split(key, 3)
+        keys = jax.random.split(position_key, self.settings.num_chains)
+        position = jax.vmap(partial(draw_reference, self.problem))(keys)
+        noise = jax.random.split(noise_key, self.settings.num_chains)
+        moments = jax.vmap(self._measure)(position, noise).moments
+        finite = jnp.all(jnp.isfinite(moments), axis=1).astype(position.dtype)
+        first, covariance = masked_moments(jnp.where(finite[:, None] > 0, moments, 0.0), finite)
+        chains = Chains(
+            position=position,
+            # A chain that starts where the model fails has no weight; the others stand in for it at the next resampling.
+            log_weight=jnp.where(finite > 0, 0.0, -jnp.inf),
+            noise=noise,
+            step_size=jnp.full((), 0.2, position.dtype),
+            eta=jnp.zeros_like(first),
+            reference=jnp.ones((), position.dtype),
+            covariance=covariance,
+            log_normalizer=jnp.log(jnp.mean(finite)),
+        )
+        return resample(chains, resample_key), first
+
+    def update(
+        self, chains: Chains, number: Array, key: Key, first: Moments, *, planned: Array, eta: Moments
+    ) -> Chains:
+        """Move the chains, then the multipliers, planned or by the natural rule, then the weights."""
+        move_key, resample_key = jax.random.split(key)
+        half = self.settings.num_updates / 2
+        # Until the targets have arrived, noise may make p_eta one without a normaliser, and a jump would find that out.
+        chains, moments, _ = self.move(chains, move_key, jumps=number >= half)
+        weight = jax.nn.softmax(chains.log_weight) / moments.shape[0]
+        mean = jnp.einsum("n,tnm->m", weight, moments)
+        centred = moments - mean
+        covariance = 0.5 * (chains.covariance + jnp.einsum("n,tni,tnj->ij", weight, centred, centred))
+        to_go = jnp.maximum(1.0 - (number + 1) / half, 0.0).astype(mean.dtype)
+        rate = jnp.where(number < half, self.settings.rate, self.settings.rate / 3).astype(mean.dtype)
+        # Second moments fall by decades on the way: squared, so that the last decades are not crossed in one step.
+        step = rate * shrunk_inverse(covariance, 0.01) @ (mean - self._on_the_way(first, to_go**2))
+        length = jnp.sqrt(jnp.maximum(step @ covariance @ step, jnp.finfo(step.dtype).tiny))
+        moved = chains.eta + step * jnp.minimum(1.0, LONGEST_STEP / length)
+        # Many parameters hold a statistic closely while it is on its way. What widens it there draws chains to its far ends.
+        moved = jnp.where(self._squares & (number < half), jnp.maximum(moved, 0.0), moved)
+        chains = chains._replace(covariance=covariance)
+        chains = self.reweigh(chains, self.measure(chains), jnp.where(planned, eta, moved), to_go)
+        weight = jax.nn.softmax(chains.log_weight)
+        share = 1.0 / (jnp.sum(weight**2) * weight.size)
+        resampled = resample(chains, resample_key)
+        return jax.tree.map(lambda a, b: jnp.where(share < 0.5, a, b), resampled, chains)
+
+    def _on_the_way(self, first: Moments, share: Scalar) -> Moments:
+        """Targets that still hold this share of the first moments, on a path along which *variances* are interpolated.
+
+        Interpolated second moments would ask for a mixture of the first distribution and the last one, with a gap where the
+        mean has far to go.
+        """
+        constraints = self.problem.constraints
+        mean_of = {c.statistic: i for i, c in enumerate(constraints) if c.order == 1}
+        away = first - self._target(first.dtype)
+        squares = [(i, mean_of[c.statistic]) for i, c in enumerate(constraints) if c.order == 2]
+        moments = self._target(first.dtype) + share * away
+        for square, mean in squares:
+            moments = moments.at[square].add(-share * (1 - share) * jnp.square(away[mean]))
+        return moments
+
+    def reweigh(self, chains: Chains, found: Measured, eta: Moments, reference: Scalar) -> Chains:
+        """Change the density under the chains' feet, and their weights with it."""
+        exponent = jax.vmap(self._exponent, (0, None, None))
+        change = exponent(found, eta, reference) - exponent(found, chains.eta, chains.reference)
+        change = jnp.where(jnp.isnan(change), -jnp.inf, change)
+        log_weight = chains.log_weight + change
+        gained = jax.nn.logsumexp(log_weight) - jax.nn.logsumexp(chains.log_weight)
+        return chains._replace(
+            log_weight=log_weight, eta=eta, reference=reference, log_normalizer=chains.log_normalizer + gained
+        )
+
+    def measure(self, chains: Chains) -> Measured:
+        """The parts of the density at the chains' positions."""
+        return jax.vmap(self._measure)(chains.position, chains.noise)
+
+    def sample(self, chains: Chains, key: Key) -> tuple[Chains, Record]:
+        """Run at fixed multipliers."""
+
+        def piece(chains: Chains, key: Key) -> tuple[Chains, Record]:
+            chains, moments, acceptance = self.move(chains, key)
+            return chains, Record(chains.position, moments[-1], jnp.mean(moments, axis=0), acceptance)
+
+        return jax.lax.scan(piece, chains, jax.random.split(key, self.settings.num_draws))
+
+    def newton(self, chains: Chains, record: Record) -> tuple[Newton, Moments]:
+        """A Newton step of the dual, and the same no longer than one standard deviation."""
+        flat = record.moments.reshape(-1, record.moments.shape[-1])
+        _, covariance = masked_moments(flat, jnp.ones(flat.shape[0], flat.dtype))
+        inverse = shrunk_inverse(covariance, 1e-4)
+        violations = jnp.mean(record.piece_means, axis=0) - self._target(flat.dtype)
+        violation = jnp.mean(violations, axis=0)
+        step = inverse @ violation
+        length = jnp.sqrt(jnp.maximum(violation @ step, 0.0))
+        _, spread = masked_moments(violations, jnp.ones(violations.shape[0], flat.dtype))
+        noise = jnp.sqrt(jnp.sum(inverse * spread) / violations.shape[0])
+        ends = chains.eta + violations @ inverse
+        found = Newton(ends, length, noise, jnp.sqrt(jnp.diagonal(covariance)))
+        return found, step / jnp.maximum(length, 1.0)
+
+    def move(
+        self, chains: Chains, key: Key, jumps: bool | Array = True
+    ) -> tuple[Chains, Float[Array, "K N M"], Scalar]:
+        """Transitions at fixed multipliers, in coordinates scaled by the chains' weighted spread.
+
+        Returns:
+            The chains, their moments after every transition (after the last one with noise), and the mean acceptance.
+        """
+        key, refresh_key, fresh_key = jax.random.split(key, 3)
+        if self.problem.simulator.noise:
+            chains = self._refresh(refresh_key, chains)
+        weight = jax.nn.softmax(chains.log_weight)
+        mean = weight @ chains.position
+        scale = jnp.sqrt(weight @ jnp.square(chains.position - mean)) + 1e-6
+
+        def transition(carry: tuple[Draws, Scalar], key: Key):
+            walk_key, jump_key = jax.random.split(key)
+            position, moments, probability = self._transition(walk_key, chains, *carry, scale)
+            position, moments = self._jump(jump_key, chains, position, moments, jumps)
+            acceptance = jnp.mean(probability)
+            step_size = carry[1] * jnp.exp(0.1 * (acceptance - self.settings.target_acceptance))
+            return (position, jnp.clip(step_size, 1e-4, 3.0)), (moments, acceptance)
+
+        carry, (moments, acceptance) = jax.lax.scan(
+            transition, (chains.position, chains.step_size), jax.random.split(key, self.settings.num_transitions)
+        )
+        chains = chains._replace(position=carry[0], step_size=carry[1])
+        if self.problem.simulator.noise:
+            # A chain leans towards what its own noise makes better: only fresh noise measures its moments.
+            fresh = self.measure(chains._replace(noise=jax.random.split(fresh_key, chains.log_weight.size))).moments
+            finite = jnp.all(jnp.isfinite(fresh), axis=1, keepdims=True)
+            moments = jnp.where(finite, fresh, self._target(fresh.dtype))[None]
+        return chains, moments, jnp.mean(acceptance)
+
+    def _refresh(self, key: Key, chains: Chains) -> Chains:
+        """Propose new noise to every chain."""
+        noise_key, accept_key = jax.random.split(key)
+        noise = jax.random.split(noise_key, chains.log_weight.size)
+        log_density = jax.vmap(self._log_density, (0, 0, None))
+        before, _ = log_density(chains.position, chains.noise, chains)
+        after, _ = log_density(chains.position, noise, chains)
+        accepted = jnp.log(jax.random.uniform(accept_key, before.shape)) < after - before
+        return chains._replace(noise=jnp.where(accepted, noise, chains.noise))
+
+    def _transition(self, key: Key, chains: Chains, position: Draws, step_size: Scalar, scale: Float[Array, " D"]):
+        """Hamiltonian Monte Carlo (Neal 2011), all chains at once."""
+        momentum_key, accept_key, jitter_key = jax.random.split(key, 3)
+
+        def density(q: Draws) -> tuple[PerDraw, MomentDraws, Draws]:
+            (log_density, moments), slope = jax.vmap(
+                jax.value_and_grad(lambda u, key: self._log_density(u, key, chains), has_aux=True)
+            )(q, chains.noise)
+            return log_density, moments, jnp.nan_to_num(slope)
+
+        before, moments, slope = density(position)
+        momentum = jax.random.normal(momentum_key, position.shape, position.dtype)
+        # Jittered, so that no chain's trajectory can be periodic (Neal 2011, section 3.2).
+        jitter = jax.random.normal(jitter_key, (position.shape[0], 1), position.dtype)
+        length = step_size * jnp.exp(0.4 * jitter)
+
+        def leapfrog(carry, _):
+            q, p, slope, *_ = carry
+            p = p + 0.5 * length * scale * slope
+            q = q + length * scale * p
+            log_density, moments, slope = density(q)
+            return (q, p + 0.5 * length * scale * slope, slope, log_density, moments), None
+
+        start = (position, momentum, slope, before, moments)
+        (q, p, _, after, proposed), _ = jax.lax.scan(leapfrog, start, None, length=self.settings.num_leapfrog)
+        log_ratio = after - before - 0.5 * jnp.sum(p**2, axis=1) + 0.5 * jnp.sum(momentum**2, axis=1)
+        probability = jnp.where(jnp.isfinite(log_ratio), jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
+        accepted = (jax.random.uniform(accept_key, probability.shape) < probability)[:, None]
+        return jnp.where(accepted, q, position), jnp.where(accepted, proposed, moments), probability
+
+    def _jump(
+        self, key: Key, chains: Chains, position: Draws, moments: MomentDraws, allowed: bool | Array
+    ) -> tuple[Draws, MomentDraws]:
+        """Half of the chains jump by the difference of two of the others: from mode to mode (ter Braak 2006, gamma = 1).
+
+        The others stand still meanwhile, so the proposal is symmetric.
+        """
+        order_key, shift_key, accept_key = jax.random.split(key, 3)
+        half = position.shape[0] // 2
+        order = jax.random.permutation(order_key, position.shape[0])
+        movers, others = order[:half], position[order[half : 2 * half]]
+        shift = jax.random.randint(shift_key, (), 1, half)
+        proposal = position[movers] + others - jnp.roll(others, shift, axis=0)
+        log_density = jax.vmap(self._log_density, (0, 0, None))
+        before, _ = log_density(position[movers], chains.noise[movers], chains)
+        after, proposed = log_density(proposal, chains.noise[movers], chains)
+        uniform = jax.random.uniform(accept_key, before.shape)
+        accepted = (allowed & (jnp.log(uniform) < after - before))[:, None]
+        position = position.at[movers].set(jnp.where(accepted, proposal, position[movers]))
+        return position, moments.at[movers].set(jnp.where(accepted, proposed, moments[movers]))
+
+    def _log_density(self, u: Float[Array, " D"], key: Key, chains: Chains) -> tuple[Scalar, Moments]:
+        """Log density at one position, minus infinity where the model fails, and the moments there."""
+        found = self._measure(u, key)
+        log_density = self._exponent(found, chains.eta, chains.reference)
+        finite = jnp.isfinite(log_density)
+        moments = jnp.where(finite, found.moments, self._target(found.moments.dtype))
+        return jnp.where(finite, log_density, -jnp.inf), moments
+
+    def _measure(self, u: Float[Array, " D"], key: Key) -> Measured:
+        log_reference = jax.scipy.stats.norm.logpdf(u, scale=REFERENCE_SCALE).sum()
+        count = self.settings.num_simulations if self.problem.simulator.noise else 1
+        if count > 1 and self.settings.mirrored:
+            found = mirrored_pairs(self.problem, jax.random.split(key, count // 2), u)
+            return Measured(jnp.mean(found.moments, axis=1), found.log_base[0, 0], log_reference)
+        found = jax.vmap(self.problem.evaluate, (0, None))(jax.random.split(key, count), u)
+        return Measured(found.moments, found.log_base[0], log_reference)
+
+    def _exponent(self, found: Measured, eta: Moments, reference: Scalar) -> Scalar:
+        slack = (found.simulations - self._target(found.simulations.dtype)) @ eta
+        log_density = found.log_base - jnp.mean(slack)
+        if slack.size > 1:
+            log_density = log_density - 0.5 * jnp.var(slack, ddof=1) / slack.size
+        if self.settings.within is not None:
+            log_density = jnp.where((reference == 0) & ~self.is_within(found), -jnp.inf, log_density)
+        if begins_at_base(self.problem):
+            return log_density
+        return log_density + reference * (found.log_reference - found.log_base)
+
+    def is_within(self, found: Measured) -> Bool[Array, ""]:
+        """Whether every statistic with a wanted spread is within so many of them of its mean."""
+        spreads = jnp.asarray(wanted_spreads(self.problem), found.simulations.dtype)
+        away = jnp.abs(found.moments - self._target(spreads.dtype))
+        within = math.inf if self.settings.within is None else self.settings.within
+        return jnp.all((spreads == 0) | (away <= within * spreads))
+
+    @property
+    def _squares(self) -> Array:
+        return jnp.array([constraint.order == 2 for constraint in self.problem.constraints])
+
+    def _target(self, dtype) -> Moments:
+        return jnp.asarray(self.problem.target, dtype)
+
+
+def wanted_spreads(problem: Problem) -> list[float]:
+    """Of each constraint's statistic where it is one of a mean with a spread, zero elsewhere."""
+    spread_of = {c.statistic: math.sqrt(c.target) for c in problem.constraints if c.order == 2}
+    return [spread_of.get(c.statistic, 0.0) if c.order == 1 else 0.0 for c in problem.constraints]
+
+
+def mirrored_pairs(problem: Problem, keys: Array, u: Unconstrained) -> Evaluation:
+    """A simulation a key and its mirror image, shape [keys, 2, ...]; the key's random numbers are drawn once."""
+    both = jax.vmap(problem.evaluate, (None, None, 0))
+    return jax.vmap(both, (0, None, None))(keys, u, jnp.array([False, True]))
+
+
+def draw_reference(problem: Problem, key: Key) -> Unconstrained:
+    """One draw of what chains begin with."""
+    if begins_at_base(problem):
+        return problem.simulator.sample_prior(key)
+    return REFERENCE_SCALE * jax.random.normal(key, (problem.dim,))
+
+
+def begins_at_base(problem: Problem) -> bool:
+    """Whether the base is a proper prior, from which chains can begin."""
+    return problem.base == "prior" and problem.simulator.has_proper_prior
+
+
+def resample(chains: Chains, key: Key) -> Chains:
+    """Systematic resampling (Carpenter, Clifford & Fearnhead 1999): equal weights again."""
+    weight = jax.nn.softmax(chains.log_weight)
+    count = weight.size
+    points = (jnp.arange(count) + jax.random.uniform(key, dtype=weight.dtype)) / count
+    index = jnp.clip(jnp.searchsorted(jnp.cumsum(weight), points), 0, count - 1)
+    equal = jnp.zeros_like(chains.log_weight)
+    return chains._replace(position=chains.position[index], noise=chains.noise[index], log_weight=equal)
