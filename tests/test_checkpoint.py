@@ -98,7 +98,7 @@ SEARCHES = {
 }
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", [pytest.param("chains", marks=pytest.mark.slow), "weighed"])
 def test_a_run_killed_in_its_start_repeats_none_of_its_steps(name, tmp_path, monkeypatch):
     path, chosen = tmp_path / "run.ckpt", {"start": SEARCHES[name]}
     expected = epi.fit(KEY, problem(), **OPTIONS | chosen)

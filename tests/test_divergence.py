@@ -130,6 +130,7 @@ def test_batch_that_does_not_fit_is_told_with_one_that_does():
     assert re.search(r"Pass num_draws=\d+ or fewer|Pass a smaller num_draws, or store less", str(told.value))
 
 
+@pytest.mark.slow
 def test_advised_number_of_draws_fits():
     """A megabyte or so a draw: a million do not fit into any machine here, and what is advised does."""
 

@@ -59,7 +59,7 @@ def problem_of(sites) -> Problem:
     return Problem(model, epi.EmergentProperty(epi.Target(lambda s: jnp.sum(s["s0"]), 0.0, name="sum")))
 
 
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(MODELS, st.integers(0, 2**32 - 1))
 def test_models_go_to_unconstrained_space_and_back(sites, seed):
     simulator = problem_of(sites).simulator
