@@ -114,9 +114,10 @@ def power(sites: Sites, *, site: str, step: float, lowest: float, highest: float
     transformed, frequencies = _transformed(signal, step)
     chosen = (frequencies >= lowest * (1 - 1e-6)) & (frequencies <= highest * (1 + 1e-6))
     if not chosen.any():
+        # A single sample has no frequency at all.
+        known = f"the multiples of {frequencies[0]:.6g} up to {frequencies[-1]:.6g}" if len(frequencies) else "none"
         raise ValueError(
-            f"Expected a band that holds one of the frequencies {frequencies[0]:.6g} to {frequencies[-1]:.6g}, "
-            f"{frequencies[0]:.6g} apart; got {lowest} to {highest}."
+            f"Expected a band that holds a frequency of {signal.shape[-1]} samples, {known}; got {lowest} to {highest}."
         )
     # Every frequency but the sampling's own half stands for its negative too.
     twice = np.where(np.isclose(frequencies * step, 0.5), 1.0, 2.0) * chosen

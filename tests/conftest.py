@@ -33,6 +33,13 @@ def pytest_configure(config):
 
 
 @pytest.fixture
+def double_precision():
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture
 def site_packages(tmp_path, monkeypatch):
     """A folder on sys.path for ``fake_distributions.install``; what is loaded from it is forgotten afterwards."""
     monkeypatch.setattr(sys, "dont_write_bytecode", True)

@@ -51,13 +51,6 @@ def known(**distributions):
     return Density(problem, Known(problem, {name: density for name, (_, density) in distributions.items()}))
 
 
-@pytest.fixture
-def double_precision():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 # The density, where its derivatives are taken, and what they are.
 ALPHA = np.array([2.0, 3.0, 4.0])
 PLACE = np.array([0.2, 0.5, 0.3])

@@ -16,13 +16,6 @@ MEASURES = {
 }
 
 
-@pytest.fixture
-def double_precision():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 @pytest.mark.parametrize(("name", "measure"), MEASURES.items())
 def test_registered_under_its_name(name, measure):
     assert get_statistic(name).function is measure.function

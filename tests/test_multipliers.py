@@ -26,13 +26,6 @@ def rule(request):
     return request.param
 
 
-@pytest.fixture
-def double_precision():
-    jax.config.update("jax_enable_x64", True)
-    yield
-    jax.config.update("jax_enable_x64", False)
-
-
 def epoch_of(batch_violations, covariance=COVARIANCE) -> EpochSummary:
     """What the loop would have summarised from these batches."""
     batches, covariance = jnp.asarray(batch_violations, float), jnp.asarray(covariance, float)
