@@ -19,7 +19,7 @@ import scipy.special
 from jaxtyping import Array, Bool, Float
 
 from ._chains import WITHIN
-from ._path import Chains, ChainSettings, Path
+from ._path import Chains, ChainSettings, Path, first_collective_steps
 from ._problem import Problem
 from ._types import Draws, Key, Moments
 from ._work import MAX_EXPONENT_NOISE
@@ -71,7 +71,7 @@ def descend(
     """
     rung_key, prior_key, noise_key = jax.random.split(key, 3)
     corners = _corners(problem, np.asarray(eta, float))
-    chains = _begin(draws, jax.random.split(noise_key, len(draws)), corners[0])
+    chains = _begin(problem, draws, jax.random.split(noise_key, len(draws)), corners[0])
     if len(corners) > 2:
         # One chain that left for the far ends would outweigh all others there.
         settings = replace(settings, within=settings.within or WITHIN)
@@ -142,7 +142,7 @@ def has_mass_elsewhere(
         key: Random key.
     """
     nowhere = jnp.zeros((NUM_PRIOR_DRAWS, problem.dim))
-    chains = _at_base(problem, key, _begin(nowhere, jax.random.split(key, NUM_PRIOR_DRAWS), eta))
+    chains = _at_base(problem, key, _begin(problem, nowhere, jax.random.split(key, NUM_PRIOR_DRAWS), eta))
     measured = _measured(problem, replace(settings, within=None), chains)
     exponent = measured.exponent(np.asarray(eta, float))
     low, high = moments.min(axis=0), moments.max(axis=0)
@@ -183,12 +183,13 @@ def _half_way(
     return value, variance
 
 
-def _begin(draws: Draws, noise: Key, eta: Float[np.ndarray, " M"]) -> Chains:
+def _begin(problem: Problem, draws: Draws, noise: Key, eta: Float[np.ndarray, " M"]) -> Chains:
     return Chains(
         position=draws,
         log_weight=jnp.zeros(len(draws), draws.dtype),
         noise=noise,
         step_size=jnp.full((), 0.2, draws.dtype),
+        collective_steps=first_collective_steps(problem).astype(draws.dtype),
         eta=jnp.asarray(eta, draws.dtype),
         reference=jnp.zeros((), draws.dtype),
         covariance=jnp.eye(len(eta), dtype=draws.dtype),

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ._arguments import as_number, check_count, check_positive
+from ._collective import FIRST_STEP, members, move_together
 from ._loop import masked_moments
 from ._problem import Evaluation, Problem
 from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar, Unconstrained
@@ -24,6 +25,9 @@ from .multipliers import shrunk_inverse
 
 REFERENCE_SCALE = 3.0
 """Standard deviation of the reference where the base is no proper prior: wide, so that the property narrows it."""
+
+ENOUGH = 0.6
+"""Length of a trajectory, in the positions' standard deviations, from which on it is not made longer."""
 
 LONGEST_STEP = 1.0
 """Of an update, in standard deviations of the log weights: beyond it few chains would keep a weight, and targets that are many
@@ -64,6 +68,16 @@ class ChainSettings(eqx.Module):
     mirrored: bool = False
     within: float | None = None
 
+    @property
+    def num_collective(self) -> int:
+        """Leapfrog steps of each plate's members together, between two updates."""
+        return max(self.num_leapfrog * self.num_transitions // 2, 1)
+
+    def num_evaluations(self, problem: Problem) -> int:
+        """Evaluations of one chain between two updates, each of `num_simulations` model runs."""
+        together = len(members(problem.simulator)) * (self.num_collective + 1)
+        return self.num_transitions * (self.num_leapfrog + 1) + together
+
     def __check_init__(self):
         names = ("num_leapfrog", "num_transitions", "num_updates", "max_rounds", "num_draws", "num_simulations")
         for name, least in (("num_chains", 4), *((name, 2) for name in names)):
@@ -90,6 +104,7 @@ class Chains(NamedTuple):
         log_weight: Not normalised, shape [N].
         noise: Each chain's key of the simulator's noise.
         step_size: Of the leapfrog, in the positions' standard deviations.
+        collective_steps: Of each plate's, see `_collective`.
         eta: Multipliers.
         reference: Power of the reference in ``base^(1 - power) reference^power exp(-eta . T)``.
         covariance: Running covariance of the moments.
@@ -100,6 +115,7 @@ class Chains(NamedTuple):
     log_weight: PerDraw
     noise: Key
     step_size: Scalar
+    collective_steps: Float[Array, " plates"]
     eta: Moments
     reference: Scalar
     covariance: Metric
@@ -163,6 +179,7 @@ class Path(eqx.Module):
             log_weight=jnp.where(finite > 0, 0.0, -jnp.inf),
             noise=noise,
             step_size=jnp.full((), 0.2, position.dtype),
+            collective_steps=first_collective_steps(self.problem).astype(position.dtype),
             eta=jnp.zeros_like(first),
             reference=jnp.ones((), position.dtype),
             covariance=covariance,
@@ -266,24 +283,73 @@ class Path(eqx.Module):
         mean = weight @ chains.position
         scale = jnp.sqrt(weight @ jnp.square(chains.position - mean)) + 1e-6
 
-        def transition(carry: tuple[Draws, Scalar], key: Key):
-            walk_key, jump_key = jax.random.split(key)
-            position, moments, probability = self._transition(walk_key, chains, *carry, scale)
-            position, moments = self._jump(jump_key, chains, position, moments, jumps)
-            acceptance = jnp.mean(probability)
-            step_size = carry[1] * jnp.exp(0.1 * (acceptance - self.settings.target_acceptance))
-            return (position, jnp.clip(step_size, 1e-4, 3.0)), (moments, acceptance)
+        collective_key, key = jax.random.split(key) if members(self.problem.simulator) else (key, key)
+        position, collective_steps = self._move_plates(collective_key, chains, weight)
+        stride = self._stride(chains.step_size)
 
+        def transition(carry: tuple[Draws, Scalar, MomentDraws, Scalar], now: tuple[Array, Key]):
+            number, key = now
+
+            def go(carry):
+                walk_key, jump_key = jax.random.split(key)
+                position, moments, probability = self._transition(walk_key, chains, carry[0], carry[1], scale, stride)
+                position, moments = self._jump(jump_key, chains, position, moments, jumps)
+                acceptance = jnp.mean(probability)
+                step_size = carry[1] * jnp.exp(0.1 * stride * (acceptance - self.settings.target_acceptance))
+                return position, jnp.clip(step_size, 1e-4, 3.0), moments, acceptance
+
+            carry = jax.lax.cond(number % stride == 0, go, lambda carry: carry, carry)
+            return carry, carry[2:]
+
+        numbers = jnp.arange(self.settings.num_transitions)
+        nothing = jnp.zeros((len(position), len(self.problem.constraints)), position.dtype)
         carry, (moments, acceptance) = jax.lax.scan(
-            transition, (chains.position, chains.step_size), jax.random.split(key, self.settings.num_transitions)
+            transition,
+            (position, chains.step_size, nothing, jnp.zeros((), position.dtype)),
+            (numbers, jax.random.split(key, self.settings.num_transitions)),
         )
-        chains = chains._replace(position=carry[0], step_size=carry[1])
+        chains = chains._replace(position=carry[0], step_size=carry[1], collective_steps=collective_steps)
         if self.problem.simulator.noise:
             # A chain leans towards what its own noise makes better: only fresh noise measures its moments.
             fresh = self.measure(chains._replace(noise=jax.random.split(fresh_key, chains.log_weight.size))).moments
             finite = jnp.all(jnp.isfinite(fresh), axis=1, keepdims=True)
             moments = jnp.where(finite, fresh, self._target(fresh.dtype))[None]
         return chains, moments, jnp.mean(acceptance)
+
+    def _stride(self, step_size: Scalar) -> Array:
+        """How many transitions in a row make one trajectory: where steps are short, so that it does not walk at random."""
+        count, length = self.settings.num_transitions, self.settings.num_leapfrog * step_size
+        strides = jnp.array([n for n in range(1, count + 1) if count % n == 0])
+        return jnp.max(jnp.where((strides == 1) | (strides * length <= ENOUGH), strides, 1))
+
+    def _move_plates(self, key: Key, chains: Chains, weight: PerDraw) -> tuple[Draws, Float[Array, " plates"]]:
+        """A trajectory of each plate's members together, with half as many leapfrog steps as all transitions take."""
+        position, steps = chains.position, chains.collective_steps
+
+        def slope(position: Draws) -> tuple[PerDraw, Draws]:
+            log_density, _, gradient = self._slopes(position, chains)
+            return log_density, gradient
+
+        for i, index in enumerate(members(self.problem.simulator)):
+            position, acceptance = move_together(
+                slope,
+                index,
+                position,
+                weight,
+                jax.random.fold_in(key, i),
+                step_size=steps[i],
+                num_leapfrog=self.settings.num_collective,
+            )
+            change = jnp.exp(0.3 * (acceptance - self.settings.target_acceptance))
+            steps = steps.at[i].set(jnp.clip(steps[i] * change, 1e-5, 1.0))
+        return position, steps
+
+    def _slopes(self, position: Draws, chains: Chains) -> tuple[PerDraw, MomentDraws, Draws]:
+        """Log density, moments and gradient at the positions, with the chains' own noise."""
+        (log_density, moments), slope = jax.vmap(
+            jax.value_and_grad(lambda u, key: self._log_density(u, key, chains), has_aux=True)
+        )(position, chains.noise)
+        return log_density, moments, jnp.nan_to_num(slope)
 
     def _refresh(self, key: Key, chains: Chains) -> Chains:
         """Propose new noise to every chain."""
@@ -295,31 +361,26 @@ class Path(eqx.Module):
         accepted = jnp.log(jax.random.uniform(accept_key, before.shape)) < after - before
         return chains._replace(noise=jnp.where(accepted, noise, chains.noise))
 
-    def _transition(self, key: Key, chains: Chains, position: Draws, step_size: Scalar, scale: Float[Array, " D"]):
+    def _transition(
+        self, key: Key, chains: Chains, position: Draws, step_size: Scalar, scale: Float[Array, " D"], stride: Array
+    ):
         """Hamiltonian Monte Carlo (Neal 2011), all chains at once."""
         momentum_key, accept_key, jitter_key = jax.random.split(key, 3)
-
-        def density(q: Draws) -> tuple[PerDraw, MomentDraws, Draws]:
-            (log_density, moments), slope = jax.vmap(
-                jax.value_and_grad(lambda u, key: self._log_density(u, key, chains), has_aux=True)
-            )(q, chains.noise)
-            return log_density, moments, jnp.nan_to_num(slope)
-
-        before, moments, slope = density(position)
+        before, moments, slope = self._slopes(position, chains)
         momentum = jax.random.normal(momentum_key, position.shape, position.dtype)
         # Jittered, so that no chain's trajectory can be periodic (Neal 2011, section 3.2).
         jitter = jax.random.normal(jitter_key, (position.shape[0], 1), position.dtype)
         length = step_size * jnp.exp(0.4 * jitter)
 
-        def leapfrog(carry, _):
+        def leapfrog(_, carry):
             q, p, slope, *_ = carry
             p = p + 0.5 * length * scale * slope
             q = q + length * scale * p
-            log_density, moments, slope = density(q)
-            return (q, p + 0.5 * length * scale * slope, slope, log_density, moments), None
+            log_density, moments, slope = self._slopes(q, chains)
+            return q, p + 0.5 * length * scale * slope, slope, log_density, moments
 
         start = (position, momentum, slope, before, moments)
-        (q, p, _, after, proposed), _ = jax.lax.scan(leapfrog, start, None, length=self.settings.num_leapfrog)
+        q, p, _, after, proposed = jax.lax.fori_loop(0, stride * self.settings.num_leapfrog, leapfrog, start)
         log_ratio = after - before - 0.5 * jnp.sum(p**2, axis=1) + 0.5 * jnp.sum(momentum**2, axis=1)
         probability = jnp.where(jnp.isfinite(log_ratio), jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
         accepted = (jax.random.uniform(accept_key, probability.shape) < probability)[:, None]
@@ -406,6 +467,11 @@ def draw_reference(problem: Problem, key: Key) -> Unconstrained:
     if begins_at_base(problem):
         return problem.simulator.sample_prior(key)
     return REFERENCE_SCALE * jax.random.normal(key, (problem.dim,))
+
+
+def first_collective_steps(problem: Problem) -> Float[Array, " plates"]:
+    """Before they are adapted."""
+    return jnp.full(len(members(problem.simulator)), FIRST_STEP)
 
 
 def begins_at_base(problem: Problem) -> bool:

@@ -24,11 +24,13 @@ class Parameter(NamedTuple):
         name: The site's name in the model.
         shape: Shape of its value, batch and event dimensions together.
         unconstrained_shape: Shape of its image under the inverse of ``biject_to(support)``.
+        plates: Name of each plate around the site, and the plate's axis of that image.
     """
 
     name: str
     shape: tuple[int, ...]
     unconstrained_shape: tuple[int, ...]
+    plates: tuple[tuple[str, int], ...] = ()
 
     @property
     def size(self) -> int:
@@ -89,7 +91,9 @@ class Simulator(eqx.Module):
         _check_names(tuple(parameters), sites)
         names = tuple(parameters) or tuple(site.name for site in latent)
         self.parameters = tuple(
-            Parameter(site.name, site.shape, site.unconstrained_shape) for site in latent if site.name in names
+            Parameter(site.name, site.shape, site.unconstrained_shape, site.plates)
+            for site in latent
+            if site.name in names
         )
         random = [site.name for site in sites if site.kind in ("latent", "discrete", "unmapped")]
         self.noise = tuple(name for name in random if name not in names)
@@ -283,6 +287,7 @@ class _Site(NamedTuple):
     kind: str
     shape: tuple[int, ...]
     unconstrained_shape: tuple[int, ...]
+    plates: tuple[tuple[str, int], ...] = ()
 
 
 def _inspect(model: Callable[..., Any], args: tuple, kwargs: dict) -> list[_Site]:
@@ -338,7 +343,10 @@ def _describe(site: dict) -> _Site:
         transform = biject_to(site["fn"].support)
     except NotImplementedError:
         return _Site(name, "unmapped", shape, ())
-    return _Site(name, "latent", shape, transform.inverse_shape(shape))
+    # Batch axes stand before those of the event, and a plate counts them from the right.
+    num_batch_axes = len(shape) - site["fn"].event_dim
+    plates = tuple((frame.name, num_batch_axes + frame.dim) for frame in site["cond_indep_stack"])
+    return _Site(name, "latent", shape, transform.inverse_shape(shape), plates)
 
 
 def _values(trace: dict[str, dict]) -> dict[str, Array]:

@@ -49,8 +49,8 @@ LARGE_NOISE, NOISE_DRAWS = 0.005, 500
 that variance a hundredfold. Draws that show it, here and at the solution."""
 
 MAX_EXPONENT_NOISE = 0.2
-"""Variance of ``eta . T``'s noise, averaged over a chain's simulations, up to which its estimate from two of them will do: the
-correction's own error is then below 0.01 nats."""
+"""Variance of ``eta . T``'s noise, averaged over a chain's simulations, up to which its estimate from two of them will do: what
+the correction's own error adds is then below 0.01 nats, as it is with n of them up to sqrt(n - 1) times this variance."""
 
 
 def work(problem: Problem) -> int:
@@ -106,15 +106,26 @@ def _enough(problem: Problem, solved: Solved, settings: ChainSettings) -> ChainS
     alone, paired = exponent_noise(problem, solved)
     if not np.isfinite(alone + paired):
         return settings
-    pairs = settings.num_simulations // 2
-    if (paired / pairs if settings.mirrored else alone / settings.num_simulations) <= MAX_EXPONENT_NOISE:
+    now = settings.num_simulations // 2 if settings.mirrored else settings.num_simulations
+    if now >= _fewest(paired if settings.mirrored else alone):
         return settings
-    needed = max(math.ceil(alone / MAX_EXPONENT_NOISE), 2)
-    needed_paired = 2 * max(math.ceil(paired / MAX_EXPONENT_NOISE), 2)
+    needed, needed_paired = _fewest(alone), 2 * _fewest(paired)
     mirrored = needed_paired < needed
     count = min(needed_paired if mirrored else needed, MOST_SIMULATIONS)
     more = mirrored != settings.mirrored or count > settings.num_simulations
     return replace(settings, num_simulations=count, mirrored=mirrored) if more else settings
+
+
+def _fewest(variance: float) -> int:
+    """Simulations, or pairs of them, whose mean estimates its own noise well enough, where one of them has this variance.
+
+    An estimate of ``variance / n`` from n of them has the relative variance ``2 / (n - 1)``, and the exponential of its half
+    errs by ``(variance / n)^2 / 4 (n - 1)`` nats on average.
+    """
+    return next(
+        (n for n in range(2, MOST_SIMULATIONS) if variance <= MAX_EXPONENT_NOISE * n * math.sqrt(n - 1)),
+        MOST_SIMULATIONS,
+    )
 
 
 def exponent_noise(problem: Problem, solved: Solved) -> tuple[float, float]:

@@ -205,6 +205,7 @@ def wells():
         log_weight=jnp.zeros(NUM_CHAINS),
         noise=jax.random.split(jax.random.key(0), NUM_CHAINS),
         step_size=jnp.asarray(0.5),
+        collective_steps=jnp.zeros(0),
         eta=jnp.asarray(exact.multipliers, jnp.float32),
         reference=jnp.zeros(()),
         covariance=jnp.eye(2),
@@ -235,10 +236,39 @@ def move(path, chains, key, number, jumps):
     return chains.position, moments[-1]
 
 
+def move_by_short_steps(path, chains, key, number):
+    return move(path, chains._replace(step_size=jnp.asarray(0.02)), key, number, jumps=False)
+
+
 MOVES = {
     "jumps": jump,
     "walks": lambda *args: move(*args, jumps=False),
+    "walks by short steps": move_by_short_steps,
 }
+
+
+def test_transitions_of_short_steps_make_one_trajectory(wells):
+    path = Path(wells[0].problem, eqx.tree_at(lambda s: s.num_transitions, SMALL, 6))
+    strides = [int(path._stride(jnp.asarray(step))) for step in (1.0, 0.06, 0.04, 0.02, 1e-4)]
+    assert strides == [1, 1, 2, 3, 6]
+
+
+@pytest.mark.parametrize(("size", "together"), [(5, 0), (20, 13)])
+def test_large_plates_are_evaluated_together_too(size, together):
+    def model():
+        with numpyro.plate("units", size):
+            numpyro.sample("z", dist.Normal().expand([2]).to_event(1))
+
+    target = Target(lambda sites: sites["z"].mean(), mean=0.3, name="x")
+    problem = Problem(model, EmergentProperty(target))
+    settings = eqx.tree_at(lambda s: s.max_rounds, SMALL, 2)
+    found = solve(problem, jax.random.key(0), settings)
+    pieces = settings.num_updates + found.num_rounds * settings.num_draws
+    evaluations = settings.num_transitions * (settings.num_leapfrog + 1) + together
+    assert found.num_simulations == 2 * settings.num_chains * pieces * evaluations
+    # A mean of 2 size normals, tilted.
+    assert found.eta[0] == pytest.approx(-0.6 * size, rel=0.03)
+    assert found.log_normalizer == pytest.approx(-0.09 * size, abs=0.15)
 
 
 @pytest.mark.parametrize("name", MOVES)

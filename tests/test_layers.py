@@ -34,6 +34,7 @@ LAYERS = (
         "_loop",
         "_fresh",
         "_journal",
+        "_collective",
         "_path",
         "_chains",
         "_work",

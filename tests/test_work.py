@@ -156,5 +156,17 @@ def test_light_chains_average_more_where_the_solution_s_noise_is_too_large_for_t
     assert alone == pytest.approx(np.sum(SIMULATOR_NOISE * slope) + even, rel=0.5)
     assert paired == pytest.approx(even, rel=0.5)
     assert settings.num_simulations > LIGHT.num_simulations
-    left = paired / (settings.num_simulations // 2) if settings.mirrored else alone / settings.num_simulations
-    assert left <= 1.2 * MAX_EXPONENT_NOISE
+    count, variance = settings.num_simulations, alone
+    if settings.mirrored:
+        count, variance = count // 2, paired
+    assert variance / count <= 1.2 * MAX_EXPONENT_NOISE * np.sqrt(count - 1)
+
+
+@pytest.mark.parametrize("variance", [0.1, 1.0, 4.0, 30.0])
+def test_correction_for_noise_has_a_small_error_of_its_own(variance):
+    """By simulation: what the variance of so few is off by, in the mean of exponentials."""
+    count = _work._fewest(variance)
+    noise = np.sqrt(variance) * np.random.default_rng(0).standard_normal((400_000, count))
+    weight = np.exp(noise.mean(axis=1) - 0.5 * noise.var(axis=1, ddof=1) / count)
+    standard_error = weight.std() / np.sqrt(len(weight))
+    assert abs(np.log(weight.mean())) < 0.012 + 4 * standard_error

@@ -113,7 +113,8 @@ def rnn_stable_amplification(
 
 def _network(size: int, noise: float, bound: float) -> None:
     for parameter, connectivity in (("U", "left"), ("V", "right")):
-        entries = numpyro.sample(parameter, dist.Uniform(-bound, bound).expand([size, 2]).to_event(2))
+        with numpyro.plate("units", size):
+            entries = numpyro.sample(parameter, dist.Uniform(-bound, bound).expand([2]).to_event(1))
         if noise > 0:
             chi = numpyro.sample(f"chi_{parameter}", dist.Normal().expand([size, 2]).to_event(2))
             entries = entries + noise * chi
