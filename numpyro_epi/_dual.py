@@ -198,8 +198,10 @@ def solve_dual(
     """Find the multipliers and draws of the maximum-entropy distribution ``p_eta = base exp(-eta . T) / Z``; no flow.
 
     ``"chains"`` follows ``p_eta`` from the base with many Hamiltonian chains while the multipliers move; with statistics
-    that have no useful gradient it still is exact, but its chains move less. ``"reweight"`` weighs draws of the prior and
-    minimises the dual by Newton's method: instant, and good where the prior's draws have the property often enough.
+    that have no useful gradient it still is exact, but its chains move less. Parameters of many alike units belong in a
+    `numpyro.plate`: chains then also move all of a plate's members at once, without which sums over them mix slowly.
+    ``"reweight"`` weighs draws of the prior and minimises the dual by Newton's method: instant, and good where the prior's
+    draws have the property often enough.
     ``"adaptive"`` weighs draws of proposals that move to the property (`starts.Pilot`): it needs no gradients and few
     simulations, in up to about ten dimensions.
 

@@ -212,7 +212,8 @@ class Plan(NamedTuple):
         """Multipliers, certificate, and the choice among restarts; a run that is asked to stop gets no certificate."""
         problem, num_draws, tolerance = self.problem, self.num_draws, self.tolerance
         records = run.records(self.num_restarts)
-        statuses = [_status(problem, v, r, tolerance) for v, r in zip(verdicts, records, strict=True)]
+        is_solved = begin.eta is not None
+        statuses = [_status(problem, v, r, tolerance, is_solved) for v, r in zip(verdicts, records, strict=True)]
         late = [_late_multipliers(state, record) for state, record in zip(states, records, strict=True)]
         eta = np.asarray(begin.eta if begin.eta is not None else np.median(late, axis=0), float)
         found = Candidates(guides, verdicts, statuses)
@@ -223,7 +224,7 @@ class Plan(NamedTuple):
             )
         fitted, verdict, status = found.flows[0], found.verdicts[0], found.statuses[0]
         if restarts is not None and restarts.mixed:
-            status = _status(problem, verdict, records[restarts.chosen], tolerance)
+            status = _status(problem, verdict, records[restarts.chosen], tolerance, is_solved)
         steps = int(states[0].step)
         residual = None
         if begin.eta is None and status is STATUS.satisfied:
@@ -273,6 +274,7 @@ class Plan(NamedTuple):
                 "tolerance": tolerance,
                 "num_restarts": self.num_restarts,
                 "start_message": begin.message,
+                "start_solved": is_solved,
                 "flow": self.method.flow_name(),
                 "rule": repr(self.method.rule),
                 "pathwise": self._is_pathwise(),
@@ -396,14 +398,19 @@ def _begin_rule(rule: AbstractMultiplierRule, key: Key, covariance: Metric, eta:
     return state if eta is None else state._replace(eta=eta.astype(state.eta.dtype))
 
 
-def _status(problem: Problem, verdict: Verdict, records: EpochRecord | None, tolerance: float) -> STATUS:
+def _status(
+    problem: Problem, verdict: Verdict, records: EpochRecord | None, tolerance: float, is_solved: bool
+) -> STATUS:
+    """How a run ended; where its start had draws with the property, the property is feasible whatever the flow does."""
     if records is None or not (np.isfinite(verdict.entropy) and np.all(np.isfinite(verdict.mean))):
         return STATUS.nonfinite
     if given_up(records):
         return STATUS.diverged
     if np.all(verdict.satisfies(problem.target, tolerance)):
         return STATUS.satisfied if verdict.finite_share == 1.0 else STATUS.nonfinite_draws
-    return STATUS.infeasible if _out_of_reach(problem, verdict, records, tolerance) else STATUS.unsatisfied
+    if not is_solved and _out_of_reach(problem, verdict, records, tolerance):
+        return STATUS.infeasible
+    return STATUS.unsatisfied
 
 
 def _out_of_reach(problem: Problem, verdict: Verdict, records: EpochRecord, tolerance: float) -> bool:

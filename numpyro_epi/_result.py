@@ -22,6 +22,13 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+NOT_FOLLOWED = (
+    "The property can be had: the draws that the run started from have it, and the flow does not follow them closely enough. "
+    "Give more steps (max_steps) or a larger flow, or take the exact answer: solve_dual has its draws and its normaliser."
+)
+"""Advice for a run that fell short of what its start knew."""
+
+
 class Result(eqx.Module):
     """The outcome of `fit`.
 
@@ -66,7 +73,10 @@ class Result(eqx.Module):
     @property
     def status_message(self) -> str:
         """The status in a sentence, with the constraints that are furthest off where there are any."""
-        return message(self.status, self.problem, self.verdict, self.settings["tolerance"])
+        is_flow = self.status is STATUS.unsatisfied and self.settings.get("start_solved")
+        return message(
+            self.status, self.problem, self.verdict, self.settings["tolerance"], NOT_FOLLOWED if is_flow else ""
+        )
 
     @property
     def entropy(self) -> float:

@@ -261,14 +261,16 @@ def test_large_plates_are_evaluated_together_too(size, together):
 
     target = Target(lambda sites: sites["z"].mean(), mean=0.3, name="x")
     problem = Problem(model, EmergentProperty(target))
-    settings = eqx.tree_at(lambda s: s.max_rounds, SMALL, 2)
+    settings = ChainSettings(
+        num_chains=64, num_leapfrog=6, num_transitions=4, num_updates=40, num_draws=10, max_rounds=2
+    )
     found = solve(problem, jax.random.key(0), settings)
     pieces = settings.num_updates + found.num_rounds * settings.num_draws
     evaluations = settings.num_transitions * (settings.num_leapfrog + 1) + together
     assert found.num_simulations == 2 * settings.num_chains * pieces * evaluations
     # A mean of 2 size normals, tilted.
-    assert found.eta[0] == pytest.approx(-0.6 * size, rel=0.03)
-    assert found.log_normalizer == pytest.approx(-0.09 * size, abs=0.15)
+    assert found.eta[0] == pytest.approx(-0.6 * size, rel=0.1)
+    assert found.log_normalizer == pytest.approx(-0.09 * size, abs=0.3)
 
 
 @pytest.mark.parametrize("name", MOVES)

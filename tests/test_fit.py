@@ -14,6 +14,7 @@ from numpyro.infer.reparam import NeuTraReparam
 from problems import EXACT, angular_frequency, exact_kl, growth_rate, multiplier_error
 
 import numpyro_epi as epi
+from numpyro_epi import _plan
 
 QUICK = ("gaussian_2",)
 """One of each start: chains from a proper prior, and the loop alone under an improper one."""
@@ -127,6 +128,25 @@ def short_fit(problem, **options):
     light = epi.flows.Elementwise(num_stages=1, transformer=epi.flows.affine())
     given = {"max_steps": 50, "start": epi.starts.Prior(), "flow": light, "progress": False, **options}
     return epi.fit(jax.random.key(0), problem, **given)
+
+
+class Solved(epi.starts.AbstractStart):
+    """Says that it knows the solution's multipliers, with draws from which a short run does not get there."""
+
+    def __call__(self, key, problem):
+        draws = jax.random.normal(key, (200, 1)) - 3.0
+        return epi.starts.Start(draws, False, jnp.ones(1), "Started from what was known.")
+
+
+def test_flow_that_cannot_follow_its_start_is_not_called_an_infeasible_property(monkeypatch):
+    monkeypatch.setattr(_plan, "_out_of_reach", lambda *_: True)
+    result = short_fit(small_problem(), start=Solved(), max_steps=5)
+    assert result.status is epi.STATUS.unsatisfied, str(result)
+    assert "The property can be had: the draws that the run started from have it" in result.status_message
+    assert "Off: t is " in result.status_message
+    from_prior = short_fit(small_problem(mean=0.9), max_steps=5)
+    assert from_prior.status is epi.STATUS.infeasible
+    assert "can be had" not in from_prior.status_message
 
 
 def test_model_that_is_never_finite_is_reported():
