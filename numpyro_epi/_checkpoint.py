@@ -30,7 +30,7 @@ from ._arguments import as_number
 from ._problem import Problem
 
 KIND = b"numpyro-epi checkpoint "
-MAGIC = KIND + b"3\n"
+MAGIC = KIND + b"4\n"
 """First line; the number is that of the format."""
 
 LEAST_UNPACKED, MOST_UNPACKED = 2**26, 100

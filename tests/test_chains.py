@@ -428,6 +428,7 @@ def cloud(mean, std):
     return Problem(model, EmergentProperty(Target(lambda s: jnp.sum(s["z"] ** 2), mean=mean, std=std, name="x")))
 
 
+@pytest.mark.slow
 def test_no_multiplier_widens_on_the_way():
     """Half of the way from 60 to 5 the path's variance is larger than so many parameters leave it."""
     settings = ChainSettings(num_chains=64, num_transitions=4, num_updates=20)

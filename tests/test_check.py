@@ -110,7 +110,13 @@ HEALTHY = {
 }
 
 
-@pytest.mark.parametrize("problem", HEALTHY.values(), ids=HEALTHY.keys())
+@pytest.mark.parametrize(
+    "problem",
+    [
+        pytest.param(problem, id=name, marks=() if name == "noise" else pytest.mark.slow)
+        for name, problem in HEALTHY.items()
+    ],
+)
 def test_a_healthy_problem_passes_all(problem):
     found = problem.check(KEY)
     assert [item for item in found.items if item.passed is not True] == []

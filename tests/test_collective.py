@@ -119,6 +119,7 @@ def turning(num_units):
     return epi.Problem(model, epi.EmergentProperty(epi.Target(length, mean=0.5, std=0.01)))
 
 
+@pytest.mark.slow
 def test_sums_over_a_large_plate_mix_as_fast_as_members():
     """From draws whose columns are alike: without moves of the whole plate half of that is left, by a random walk."""
     size = 400

@@ -270,6 +270,7 @@ def conditional_normal(fixed):
     return mean, COVARIANCE[1:, 1:] - gain @ COVARIANCE[:1, 1:]
 
 
+@pytest.mark.slow
 def test_conditional_modes_follow_the_conditional_mean(normal):
     values = np.array([-1.0, 0.0, 2.0])
     path = normal.conditional_modes(jax.random.key(0), "z[0]", values)

@@ -49,6 +49,7 @@ def first():
     return answer()
 
 
+@pytest.mark.slow
 def test_another_key_gives_another_answer(first):
     assert not np.array_equal(answer(seed=1), first)
 

@@ -31,6 +31,7 @@ def problem(model=steep):
     return epi.Problem(model, epi.EmergentProperty(epi.Target(x, mean=1.0, std=0.5)))
 
 
+@pytest.mark.slow
 def test_steps_shrink_until_they_hold():
     found = epi.fit(jax.random.key(0), problem(), optimizer=optax.adam(1.0), max_steps=1500, **OPTIONS)
     history = found.records

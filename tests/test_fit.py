@@ -184,6 +184,7 @@ def test_duplicated_statistics_stay_finite():
     np.testing.assert_allclose(result.eta.sum(), 2.672103855, rtol=0.1)
 
 
+@pytest.mark.slow
 def test_growing_penalty_moves_towards_the_target():
     rule = epi.multipliers.GrowingPenalty(initial_penalty=10.0, steps_per_epoch=100, num_norms=50)
     objective = epi.objectives.Pathwise(penalty=epi.objectives.split_half)
@@ -203,7 +204,7 @@ def test_score_objective_solves_what_has_no_gradient():
 @pytest.mark.parametrize(
     "start",
     [
-        epi.starts.Gaussian(mean=-1.0, covariance=0.25),
+        pytest.param(epi.starts.Gaussian(mean=-1.0, covariance=0.25), marks=pytest.mark.slow),
         pytest.param(epi.starts.Pilot(num_draws=300, spreads=0.5), marks=pytest.mark.slow),
         epi.starts.Prior(),
     ],

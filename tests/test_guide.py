@@ -263,6 +263,7 @@ def test_neutra_with_the_exact_flow_is_a_standard_normal():
     assert jax.tree.structure(transform) == jax.tree.structure(FlowTransform(transform.bijection))
 
 
+@pytest.mark.slow
 def test_neutra_and_nuts_find_a_correlated_normal():
     """From a nested flow that is not the target: the transport changes the path, not the answer."""
     nested = flows.with_affine(SMALL(jr.key(1), 2), jnp.zeros(2), jnp.eye(2))

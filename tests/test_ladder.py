@@ -92,6 +92,7 @@ def test_noise_of_the_simulator_leaves_the_normaliser_right():
     assert error < 0.01
 
 
+@pytest.mark.slow
 def test_fewer_simulations_lower_down_leave_the_normaliser_right(monkeypatch):
     """``x = z + noise`` of a standard normal: ``log Z = eta^2 / 2``, and half the multiplier has a quarter of the noise."""
 

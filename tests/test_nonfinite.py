@@ -48,6 +48,7 @@ def test_dual_is_that_of_finite_simulations(failing: float, method: str):
     assert height[0] == -jnp.inf and jnp.isfinite(height[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0.001, 0.1, 0.9])
 def test_dual_with_a_value_instead(failing: float):
     problem, exact = failing_problem(failing, "replace"), exact_answer(failing, "replace")
@@ -97,6 +98,7 @@ def conditioned() -> epi.Result:
     )
 
 
+@pytest.mark.slow
 def test_answer_is_a_density_over_finite_parameters(conditioned: epi.Result):
     draws = conditioned.sample(jax.random.key(1), 4000)["z"]
     assert jnp.all(draws[:, 1] >= 0.0)

@@ -231,6 +231,7 @@ def test_path_derivative_has_no_variance_at_the_optimum():
     assert np.all(gradients_at_the_optimum(Pathwise()).std(axis=0) > 0.1)
 
 
+@pytest.mark.slow
 def test_anchor_adds_the_cross_entropy_of_its_draws():
     """``-E_p[log q]`` of a normal guide in closed form, on top of the objective it wraps."""
     draws, weight = jr.normal(jr.key(8), (40, 2)), 0.7

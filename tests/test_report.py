@@ -50,6 +50,7 @@ def test_sensitivity_is_shown_where_it_was_exported(tree, tmp_path):
         assert shown in rows
 
 
+@pytest.mark.slow
 def test_notebooks_show_what_is_printed(result):
     reader = Reader()
     reader.feed(result._repr_html_())

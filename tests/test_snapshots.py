@@ -52,6 +52,7 @@ def assert_same(first, second):
         np.testing.assert_array_equal(column, second.records[name])
 
 
+@pytest.mark.slow
 def test_the_answer_is_the_same_with_and_without(watched):
     plain = fit(0)
     assert plain.snapshots is None

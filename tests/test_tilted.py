@@ -179,6 +179,7 @@ def plate():
     return result, result.sample_tilted(jax.random.key(0), num_warmup=300, num_samples=500, num_chains=4)
 
 
+@pytest.mark.slow
 def test_chains_draw_the_exact_solution(plate):
     draws = as_datatree(plate[1])["posterior"]["z"].values.astype(float)
     assert_means(draws, 0.5)

@@ -217,7 +217,8 @@ def test_certificate_of_the_draws_sees_a_lost_mode():
     assert found.verdict.startswith("Modes are probably missing: ")
 
 
-@pytest.mark.parametrize("certify", [pytest.param(None, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("certify", [None, False])
 def test_an_expensive_fit_is_certified_by_its_start(certify, tmp_path, monkeypatch):
     """And so is what a checkpoint goes on with."""
     asked = {"start": epi.starts.Pilot(), "flow": affine, "certify": certify, "progress": False}
