@@ -18,9 +18,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.optimize
 import scipy.special
 from _table import write_header, write_row
+
+from numpyro_epi._certificate import tilt
 
 HEADER = (
     *("units", "seed", "chains: multipliers", "entropy (nats)", "seconds"),
@@ -67,12 +68,13 @@ def main():
 
 def _row(size: int, seed: int) -> tuple[str, ...]:
     import numpyro_epi as epi
+    from numpyro_epi._chains import WITHIN
 
     problem = epi.get_problem("circuits.rnn_stable_amplification", size=size)
     found = epi.solve_dual(jax.random.key(seed), problem)
     gram = gram_matrices(problem, found.unconstrained.reshape(-1, problem.dim))
     jax.config.update("jax_enable_x64", True)
-    spreads = found.settings["within"] or 6.0
+    spreads = found.settings["within"] or WITHIN
     for number, (num_tilts, num_draws) in enumerate(ROUNDS):
         rng = np.random.default_rng([seed, number])
         weighed = weigh(rng, size, gram, np.asarray(problem.target, float), num_tilts, num_draws, spreads)
@@ -113,22 +115,16 @@ def weigh(
     drawn = np.concatenate([_gram_draws(rng, vector, size, each) for vector in vectors])
     exponents = -(drawn[:, *UPPER] @ vectors.T) - size * log_normalizers
     log_density = scipy.special.logsumexp(exponents, axis=1) - np.log(num_tilts)
-    moments = _moments(rng, drawn, size, target)
+    moments, noise = _moments(rng, drawn, size, target)
     near = np.all(np.abs(moments[:, :2] - target[:2]) < spreads * np.sqrt(target[2:]), axis=1)
-    slack, log_weight = moments[near] - target, -log_density[near]
-
-    def dual(eta):
-        exponent = log_weight - slack @ eta
-        value = scipy.special.logsumexp(exponent)
-        return value - np.log(len(drawn)), -np.exp(exponent - value) @ slack
-
-    start = np.array([-0.5 * size, 1.15 * size, 4.0, -0.15 * size])
-    best = scipy.optimize.minimize(dual, start, jac=True, method="BFGS", options={"gtol": 1e-8})
-    exponent = log_weight - slack @ best.x
-    weight = np.exp(exponent - scipy.special.logsumexp(exponent))
-    again = drawn[near][rng.choice(len(weight), 4000, p=weight)]
+    tilted = tilt(-log_density[near], moments[near], target, noise=noise[near])
+    if not tilted.reached:
+        raise ValueError(f"Expected proposals that span the targets; got {len(drawn)} of {size} units that do not.")
+    weight = np.exp(tilted.log_weight)
+    log_normalizer = tilted.log_normalizer + scipy.special.logsumexp(-log_density[near]) - np.log(len(drawn))
+    again = drawn[near][rng.choice(len(weight), 4000, p=weight / weight.sum())]
     # The prior is uniform in a box of side two, and the mean violation is zero.
-    return Weighed(best.x, float(best.fun + 4 * size * np.log(2)), float(1 / np.sum(weight**2)), again)
+    return Weighed(tilted.eta, float(log_normalizer + 4 * size * np.log(2)), float(1 / np.sum(weight**2)), again)
 
 
 def _nodes(number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,17 +206,21 @@ def _rows(rng: np.random.Generator, vector: np.ndarray, number: int) -> np.ndarr
 
 def _moments(
     rng: np.random.Generator, gram: np.ndarray, size: int, target: np.ndarray, noise: float = 0.01
-) -> np.ndarray:
-    """Mean moments under noise on every entry, whose Gram matrix is a Gaussian's up to its small square."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean moments under noise on every entry, and the means' covariance; the small square of the noise is its expectation."""
     root = np.linalg.cholesky(gram)
-    total = np.zeros((len(gram), 4))
+    pairs = []
     for _ in range(NUM_PAIRS):
         cross = noise * root @ rng.normal(size=gram.shape)
+        both = np.zeros((len(gram), 4))
         for sign in (1, -1):
             noisy = gram + sign * (cross + np.swapaxes(cross, 1, 2)) + noise**2 * size * np.eye(4)
             rates = np.stack([_growth_rates(noisy), _initial_growth_rates(noisy)], axis=1)
-            total += np.concatenate([rates, np.square(rates - target[:2])], axis=1)
-    return total / (2 * NUM_PAIRS)
+            both += np.concatenate([rates, np.square(rates - target[:2])], axis=1) / 2
+        pairs.append(both)
+    mean = np.mean(pairs, axis=0)
+    away = np.array(pairs) - mean
+    return mean, np.einsum("pni,pnj->nij", away, away) / (NUM_PAIRS * (NUM_PAIRS - 1))
 
 
 def _growth_rates(gram: np.ndarray) -> np.ndarray:

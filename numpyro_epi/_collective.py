@@ -3,8 +3,9 @@
 A statistic of a large plate often depends on sums over its members, such as a network's Gram matrix. Members that move on their
 own change such a sum like a random walk, the more slowly the more they are. Here a Hamiltonian trajectory goes along shared
 affine maps instead: the velocity is a matrix, and while it drifts for a time ``s`` every member's coordinates ``x`` go to
-``x expm(s velocity)``, whose volume factor is known. So the leapfrog's acceptance is exact, as for any group of maps
-(Liu & Sabatti 2000, Biometrika 87:353, with a Metropolis step in place of their draw of the map).
+``x expm(s velocity)``, whose volume factor is known. So a Metropolis step leaves the density as it is, as for any group of maps
+(Liu & Sabatti 2000, Biometrika 87:353, draw the map instead). Centre and scale of the coordinates are those of all chains, as in
+other moves.
 """
 
 from collections.abc import Callable
@@ -20,23 +21,31 @@ from ._types import Draws, Key, PerDraw, Scalar
 FIRST_STEP = 0.05
 """Of the leapfrog, until it is adapted."""
 
+MOST_COLUMNS = 32
+"""Coordinates of one member, beyond which a map's exponential costs more than what it moves."""
+
+MAX_SQUARINGS = 4
+"""Of that exponential: trajectories with a longer step are refused."""
+
 Slope = Callable[[Draws], tuple[PerDraw, Draws]]
 
 
 def members(simulator: Simulator) -> list[Int[np.ndarray, "members coordinates"]]:
-    """Where each plate's members have their coordinates in a draw; of plates with at least twice as many as there are maps.
+    """Where each plate's members have their coordinates in a draw, of plates with many more members than coordinates of each.
 
-    Sites in several plates belong to each of them.
+    Sites in several plates belong to each of them; plates of one name but different sizes are different ones.
     """
-    columns: dict[str, list[np.ndarray]] = {}
+    columns: dict[tuple[str, int], list[np.ndarray]] = {}
     start = 0
     for parameter in simulator.parameters:
         index = start + np.arange(parameter.size).reshape(parameter.unconstrained_shape)
         start += parameter.size
         for plate, axis in parameter.plates:
-            columns.setdefault(plate, []).append(np.moveaxis(index, axis, 0).reshape(index.shape[axis], -1))
+            columns.setdefault((plate, index.shape[axis]), []).append(
+                np.moveaxis(index, axis, 0).reshape(index.shape[axis], -1)
+            )
     found = [np.concatenate(parts, axis=1) for parts in columns.values()]
-    return [index for index in found if len(index) >= 2 * (index.shape[1] + 1)]
+    return [index for index in found if index.shape[1] <= MOST_COLUMNS and len(index) >= 2 * (index.shape[1] + 1)]
 
 
 def move_together(
@@ -75,13 +84,12 @@ def move_together(
         log_density, gradient = slope(position)
         x = (position[:, index] - centre) / scale
         along = gradient[:, index] * scale
-        force = jnp.einsum("nij,nik->njk", _with_one(x), along) + volume
-        return log_density, force
+        return log_density, jnp.einsum("nij,nik->njk", _with_one(x), along) + volume
 
     def drift(position: Draws, velocity: Float[Array, "N k+1 k"]) -> Draws:
         generator = jnp.concatenate([velocity, jnp.zeros((num_chains, num_columns + 1, 1), velocity.dtype)], axis=2)
         x = _with_one((position[:, index] - centre) / scale)
-        moved = (x @ jax.scipy.linalg.expm(generator))[..., :-1]
+        moved = (x @ jax.scipy.linalg.expm(generator, max_squarings=MAX_SQUARINGS))[..., :-1]
         return position.at[:, index].set(centre + scale * moved)
 
     before, pull = force(position)

@@ -1,10 +1,11 @@
 """The family ``base exp(-eta . T)`` and the moves of weighted chains along it.
 
 A transition is Hamiltonian Monte Carlo in coordinates scaled by the chains' spread, with jumps by the difference of two
-others. With simulator noise ``T`` is a mean over several simulations, whose noise is part of the chain's state (a
-pseudo-marginal chain, Andrieu & Roberts 2009), and half the variance of ``eta . T`` over their number is taken off the
-exponent, since ``E exp(-eta . mean) = exp(-eta . T + variance / 2 number)`` where the mean is normal (the penalty method,
-Ceperley & Dewing 1999). Simulations may come in antithetic pairs, each of which then is one simulation of that sum (`_mirror`).
+others; where steps are short, several trajectories are joined to one. Members of a plate also move together (`_collective`).
+With simulator noise ``T`` is a mean over several simulations, whose noise is part of the chain's state (a pseudo-marginal chain,
+Andrieu & Roberts 2009), and half the variance of ``eta . T`` over their number is taken off the exponent, since
+``E exp(-eta . mean) = exp(-eta . T + variance / 2 number)`` where the mean is normal (the penalty method, Ceperley & Dewing
+1999). Simulations may come in antithetic pairs, each of which then is one simulation of that sum (`_mirror`).
 """
 
 import math
@@ -40,7 +41,8 @@ class ChainSettings(eqx.Module):
     Attributes:
         num_chains: Chains of each of the two populations, all of them stepped together.
         num_leapfrog: Leapfrog steps of one transition.
-        num_transitions: Transitions between two updates of the multipliers.
+        num_transitions: Transitions between two updates of the multipliers; where steps are short, several of them are one
+            trajectory.
         num_updates: Updates in all; the targets are annealed during the first half.
         rate: Share of the natural step taken by an update while annealing, and a third of it after.
         num_draws: Draws of every chain kept from a round at fixed multipliers, ``num_transitions`` apart.
@@ -71,10 +73,10 @@ class ChainSettings(eqx.Module):
     @property
     def num_collective(self) -> int:
         """Leapfrog steps of each plate's members together, between two updates."""
-        return max(self.num_leapfrog * self.num_transitions // 2, 1)
+        return self.num_leapfrog * self.num_transitions // 2
 
     def num_evaluations(self, problem: Problem) -> int:
-        """Evaluations of one chain between two updates, each of `num_simulations` model runs."""
+        """Most evaluations of one chain between two updates, each of `num_simulations` model runs."""
         together = len(members(problem.simulator)) * (self.num_collective + 1)
         return self.num_transitions * (self.num_leapfrog + 1) + together
 
@@ -271,7 +273,7 @@ class Path(eqx.Module):
     def move(
         self, chains: Chains, key: Key, jumps: bool | Array = True
     ) -> tuple[Chains, Float[Array, "K N M"], Scalar]:
-        """Transitions at fixed multipliers, in coordinates scaled by the chains' weighted spread.
+        """Plates together, then transitions at fixed multipliers in coordinates scaled by the chains' weighted spread.
 
         Returns:
             The chains, their moments after every transition (after the last one with noise), and the mean acceptance.
@@ -289,17 +291,19 @@ class Path(eqx.Module):
 
         def transition(carry: tuple[Draws, Scalar, MomentDraws, Scalar], now: tuple[Array, Key]):
             number, key = now
+            walk_key, jump_key = jax.random.split(key)
 
-            def go(carry):
-                walk_key, jump_key = jax.random.split(key)
+            def walk(carry):
                 position, moments, probability = self._transition(walk_key, chains, carry[0], carry[1], scale, stride)
-                position, moments = self._jump(jump_key, chains, position, moments, jumps)
                 acceptance = jnp.mean(probability)
                 step_size = carry[1] * jnp.exp(0.1 * stride * (acceptance - self.settings.target_acceptance))
                 return position, jnp.clip(step_size, 1e-4, 3.0), moments, acceptance
 
-            carry = jax.lax.cond(number % stride == 0, go, lambda carry: carry, carry)
-            return carry, carry[2:]
+            position, step_size, moments, acceptance = jax.lax.cond(
+                number % stride == 0, walk, lambda carry: carry, carry
+            )
+            position, moments = self._jump(jump_key, chains, position, moments, jumps)
+            return (position, step_size, moments, acceptance), (moments, acceptance)
 
         numbers = jnp.arange(self.settings.num_transitions)
         nothing = jnp.zeros((len(position), len(self.problem.constraints)), position.dtype)
@@ -317,7 +321,12 @@ class Path(eqx.Module):
         return chains, moments, jnp.mean(acceptance)
 
     def _stride(self, step_size: Scalar) -> Array:
-        """How many transitions in a row make one trajectory: where steps are short, so that it does not walk at random."""
+        """How many transitions in a row make one trajectory: where steps are short, so that it does not walk at random.
+
+        Without gradients steps are short since long trajectories are refused.
+        """
+        if not self.problem.differentiable:
+            return jnp.ones((), int)
         count, length = self.settings.num_transitions, self.settings.num_leapfrog * step_size
         strides = jnp.array([n for n in range(1, count + 1) if count % n == 0])
         return jnp.max(jnp.where((strides == 1) | (strides * length <= ENOUGH), strides, 1))

@@ -401,7 +401,7 @@ def _begin_rule(rule: AbstractMultiplierRule, key: Key, covariance: Metric, eta:
 def _status(
     problem: Problem, verdict: Verdict, records: EpochRecord | None, tolerance: float, is_solved: bool
 ) -> STATUS:
-    """How a run ended; where its start had draws with the property, the property is feasible whatever the flow does."""
+    """How a run ended; where its start knew draws with the property, the property is feasible whatever the flow does."""
     if records is None or not (np.isfinite(verdict.entropy) and np.all(np.isfinite(verdict.mean))):
         return STATUS.nonfinite
     if given_up(records):

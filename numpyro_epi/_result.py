@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 NOT_FOLLOWED = (
-    "The property can be had: the draws that the run started from have it, and the flow does not follow them closely enough. "
+    "The property can be had: the run's start found draws that have it, and the flow does not follow them closely enough. "
     "Give more steps (max_steps) or a larger flow, or take the exact answer: solve_dual has its draws and its normaliser."
 )
 """Advice for a run that fell short of what its start knew."""

@@ -120,12 +120,13 @@ def _fewest(variance: float) -> int:
     """Simulations, or pairs of them, whose mean estimates its own noise well enough, where one of them has this variance.
 
     An estimate of ``variance / n`` from n of them has the relative variance ``2 / (n - 1)``, and the exponential of its half
-    errs by ``(variance / n)^2 / 4 (n - 1)`` nats on average.
+    errs by ``(variance / n)^2 / (4 (n - 1))`` nats on average.
     """
-    return next(
-        (n for n in range(2, MOST_SIMULATIONS) if variance <= MAX_EXPONENT_NOISE * n * math.sqrt(n - 1)),
-        MOST_SIMULATIONS,
-    )
+    ratio = variance / MAX_EXPONENT_NOISE
+    count = max(2, math.floor(ratio ** (2 / 3)))
+    while count * math.sqrt(count - 1) < ratio:
+        count += 1
+    return count
 
 
 def exponent_noise(problem: Problem, solved: Solved) -> tuple[float, float]:

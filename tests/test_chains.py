@@ -225,10 +225,11 @@ def jump(path, chains, key, number):
     return position, moments
 
 
-def move(path, chains, key, number, jumps):
-    """That many moves of the chains."""
+def move(path, chains, key, number, jumps, step_size=None):
+    """That many moves of the chains, each begun with this step size."""
 
     def one(chains, key):
+        chains = chains if step_size is None else chains._replace(step_size=jnp.asarray(step_size))
         chains, moments, _ = path.move(chains, key, jumps=jumps)
         return chains, moments[-1]
 
@@ -236,14 +237,11 @@ def move(path, chains, key, number, jumps):
     return chains.position, moments[-1]
 
 
-def move_by_short_steps(path, chains, key, number):
-    return move(path, chains._replace(step_size=jnp.asarray(0.02)), key, number, jumps=False)
-
-
 MOVES = {
     "jumps": jump,
     "walks": lambda *args: move(*args, jumps=False),
-    "walks by short steps": move_by_short_steps,
+    "walks by short steps": lambda *args: move(*args, jumps=False, step_size=0.02),
+    "short steps and jumps": lambda *args: move(*args, jumps=True, step_size=0.02),
 }
 
 

@@ -54,6 +54,26 @@ def test_plates_of_noise_or_of_few_members_are_left_alone():
     assert members(simulator_of(model)) == []
 
 
+def test_plates_of_one_name_and_two_sizes_are_two():
+    def model():
+        with numpyro.plate("units", 20):
+            numpyro.sample("a", dist.Normal())
+        with numpyro.plate("units", 30):
+            numpyro.sample("b", dist.LKJCholesky(2))
+
+    first, second = members(simulator_of(model))
+    assert (first.shape, second.shape) == ((20, 1), (30, 1))
+    np.testing.assert_array_equal(np.concatenate([first, second]).ravel(), np.arange(50))
+
+
+def test_members_of_very_many_coordinates_are_left_alone():
+    def model():
+        with numpyro.plate("units", 200):
+            numpyro.sample("a", dist.Normal().expand([40]).to_event(1))
+
+    assert members(simulator_of(model)) == []
+
+
 def log_density(u):
     """Members of a mixture of two normals, whose squares' sum is held closely."""
     x = u.reshape(NUM_MEMBERS, 2)
@@ -129,11 +149,11 @@ def test_sums_over_a_large_plate_mix_as_fast_as_members():
     alike = normal.at[..., 1].set(0.8 * normal[..., 0] + 0.6 * normal[..., 1])
     alike = alike * jnp.sqrt(0.5 * size / jnp.sum(alike**2, axis=(1, 2), keepdims=True))
     chains, _ = path.start(jax.random.key(1))
-    # For a length l of 2 size normals: eta so that the mean of exp(-eta l) is 0.5, and its spread 0.01.
+    # The length l of 2 size normals has the density l^(size - 1) exp(-size l / 2): this tilts its mode to a half.
     chains = chains._replace(
         position=alike.reshape(64, -1),
         reference=jnp.zeros(()),
-        eta=jnp.array([size, 5000.0]),
+        eta=jnp.array([1.5 * size, 5000.0]),
         step_size=jnp.asarray(0.02),
     )
     run = eqx.filter_jit(lambda c, keys: jax.lax.scan(lambda c, key: (path.move(c, key)[0], None), c, keys)[0])

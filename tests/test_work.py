@@ -162,6 +162,13 @@ def test_light_chains_average_more_where_the_solution_s_noise_is_too_large_for_t
     assert variance / count <= 1.2 * MAX_EXPONENT_NOISE * np.sqrt(count - 1)
 
 
+def test_pairs_are_chosen_where_neither_is_enough(monkeypatch):
+    exact = EXACT["linear_gaussian_simulator"]()
+    monkeypatch.setattr(_work, "exponent_noise", lambda *_: (1000.0, 40.0))
+    found = _work._enough(exact.problem, None, LIGHT)
+    assert (found.num_simulations, found.mirrored) == (_work.MOST_SIMULATIONS, True)
+
+
 @pytest.mark.parametrize("variance", [0.1, 1.0, 4.0, 30.0])
 def test_correction_for_noise_has_a_small_error_of_its_own(variance):
     """By simulation: what the variance of so few is off by, in the mean of exponentials."""
