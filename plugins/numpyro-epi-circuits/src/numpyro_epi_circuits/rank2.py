@@ -75,7 +75,7 @@ def rnn_stable_amplification(
 ) -> epi.Problem:
     """Stable amplification: real part of the primary eigenvalue 0.5 ± 0.25, of the symmetric part's 1.5 ± 0.25.
 
-    The answer's entropy is about -1.9, 12.3, 25.8, 44.2 and 45.3 nats for 2, 5, 10, 25 and 50 units. From 50 on, so many weights
+    The answer's entropy is about -1.9, 12.3, 25.8, 46.0 and -333 nats for 2, 5, 10, 50 and 250 units. From 50 on, so many weights
     hold the initial growth more closely than its wanted spread, and the multipliers that widen it also favour networks far
     from the property: `solve_dual` then gives the answer around the property, and says so.
 
