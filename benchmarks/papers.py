@@ -8,7 +8,7 @@ with the tilted density and its normaliser, for where a flow cannot follow. "Aro
 places far from it too, where the chains are not (`DualSolution.local`), so that the entropy is a bound of H* from below.
 Rows "published" go by the original's multiplier rule, its estimator of the penalty and its initial penalty, from a Gaussian, but
 with the flow, optimiser and draws of this package, for 10,000 steps: what differs from a "fit" is the rule and the start.
-Entropies of 25 to 100 units by commits before 74f97e0 are up to two nats too high: their way back to the prior lags.
+Entropies of 25 to 100 units by commits before 74f97e0 are of chains that mix slowly, and up to a nat off (networks.md).
 "Code" is the commit that made a row, as `git show` takes it: a table is made in parts.
 "Achieved" are fresh simulations of the answer's draws: mean and standard deviation of each statistic, with the half widths of
 their 95 % intervals. H* was computed independently of this package but for STG with noise and V1 at 10 Hz, which are by
