@@ -251,7 +251,7 @@ def test_transitions_of_short_steps_make_one_trajectory(wells):
     assert strides == [1, 1, 2, 3, 6]
 
 
-@pytest.mark.parametrize(("size", "together"), [(5, 0), (20, 13)])
+@pytest.mark.parametrize(("size", "together"), [pytest.param(5, 0, marks=pytest.mark.slow), (20, 13)])
 def test_large_plates_are_evaluated_together_too(size, together):
     def model():
         with numpyro.plate("units", size):
