@@ -33,6 +33,7 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from _step import training_step
 from _table import peak_gigabytes, write_header, write_row
 
 import numpyro_epi as epi
@@ -113,26 +114,11 @@ def _alone(call: Callable, *arguments: Any) -> Any:
 
 
 def _memory(name: str) -> tuple[str, ...]:
-    import equinox as eqx
-
-    from numpyro_epi import flows, objectives
-    from numpyro_epi._loop import combine, partition
-
-    problem, num_draws = epi.get_problem(name), 1000
-    flow = flows.with_affine(
-        flows.default(jax.random.key(0), problem.dim), jnp.zeros(problem.dim), jnp.eye(problem.dim)
-    )
-    parameters, static = partition(flow)
-    objective, count = objectives.default(problem), len(problem.constraints)
-    lagrangian = objectives.Lagrangian(jnp.zeros(count), jnp.eye(count), jnp.asarray(problem.target, float))
-
-    def loss(parameters, key):
-        return objective(key, combine(parameters, static), problem.evaluate, lagrangian, num_draws)[0]
-
-    compiled = eqx.filter_jit(jax.value_and_grad(loss)).lower(parameters, jax.random.key(1)).compile()
-    jax.block_until_ready(compiled(parameters, jax.random.key(1)))
+    num_draws = 1000
+    compiled, call, objective = training_step(epi.get_problem(name), num_draws)
+    call()
     megabytes = _megabytes(compiled.compiled)
-    return name, str(num_draws), type(objective).__name__, f"{megabytes:.0f}", f"{peak_gigabytes():.2f}"
+    return name, str(num_draws), objective, f"{megabytes:.0f}", f"{peak_gigabytes():.2f}"
 
 
 def _compare(name: str, repeats: int) -> list[tuple[str, ...]]:

@@ -7,7 +7,6 @@ from importlib.metadata import version
 from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ from ._certificate import pareto_khat, weigh
 from ._datatree import MARK, SAMPLE_DIMS, SNAPSHOT_DIMS, SNAPSHOT_GROUP, free_name
 from ._outcome import Snapshots
 from ._problem import Problem, list_problems
+from ._products import compiled
 from ._simulator import Draw, Simulator
 from ._types import Draws, Key, PerDraw, Scalar, Unconstrained
 from .statistics import Statistic, list_statistics
@@ -136,7 +136,7 @@ def _measure(problem: Problem, key: Key, unconstrained: Unconstrained) -> _Measu
 
 
 def _from_guide(problem: Problem, flow: Any, key: Key, num_draws: int) -> tuple[_Measured, Draws]:
-    @eqx.filter_jit
+    @compiled
     def sample(flow, key):
         flow_key, noise_key = jax.random.split(key)
         unconstrained, log_q = flow.sample_and_log_prob(flow_key, (num_draws,))
@@ -149,7 +149,7 @@ def _from_guide(problem: Problem, flow: Any, key: Key, num_draws: int) -> tuple[
 
 
 def _from_prior(problem: Problem, key: Key, num_draws: int) -> _Measured:
-    @jax.jit
+    @compiled
     def sample(key):
         prior_key, noise_key = jax.random.split(key)
         unconstrained = jax.vmap(problem.simulator.sample_prior)(jax.random.split(prior_key, num_draws))
@@ -307,7 +307,7 @@ def _bounds(simulator: Simulator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
     # Three places tell a fixed support from a moving one. Compiled, so that a simulation nobody asks for is not run.
     places = np.random.default_rng(0).normal(size=(3, simulator.dim)).astype(np.float32)
-    found = jax.device_get(jax.jit(jax.vmap(ends))(places))
+    found = jax.device_get(compiled(jax.vmap(ends))(places))
     return {name: (low[0, ...], high[0, ...]) for name, (low, high) in found.items() if _fixed(low) and _fixed(high)}
 
 

@@ -1,6 +1,5 @@
 """A new flow, moved to where a start says."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +10,7 @@ from scipy.cluster.vq import kmeans2
 
 from . import _optimizer, flows, starts
 from ._loop import combine, partition, share_programs
+from ._products import compiled
 from ._types import Draws, Key
 from .objectives import mean_log_density
 
@@ -77,7 +77,7 @@ def _clusters(draws: np.ndarray, count: int) -> tuple[Array, Array, Array]:
     return jnp.asarray(centres[index], float), jnp.asarray(spreads, float), jnp.asarray(sizes[index], float)
 
 
-@eqx.filter_jit
+@compiled
 def _fit_draws(key: Key, flow: AbstractDistribution, draws: Draws, num_steps: int) -> AbstractDistribution:
     """Maximum likelihood: minimise the forward KL of the draws."""
     parameters, static = partition(flow)

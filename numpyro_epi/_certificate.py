@@ -15,7 +15,6 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +28,7 @@ from ._loop import masked_moments
 from ._outcome import Certificate, Verdict
 from ._path import begins_at_base
 from ._problem import Problem
+from ._products import compiled, with_full_products
 from ._result import Result
 from ._types import Draws, Key, PerDraw
 
@@ -150,6 +150,7 @@ def tilt(
     return Tilt(found.x / scale, log_weight, value, reached)
 
 
+@with_full_products
 def certify(key: Key, result: Result, *, others: Sequence[Result] = (), num_draws: int | None = None) -> Certificate:
     """Estimate how far a result is from the maximum-entropy solution; `fit` does so at its end.
 
@@ -462,22 +463,22 @@ def _propose(
     return [*guides, loc + scale * jax.random.normal(keys[0], (count, problem.dim))], (loc, scale)
 
 
-@eqx.filter_jit
+@compiled
 def _log_density(flow: AbstractDistribution, draws: Draws) -> PerDraw:
     return flow.log_prob(draws)
 
 
-@eqx.filter_jit
+@compiled
 def _sample(flow: AbstractDistribution, key: Key, count: int) -> Draws:
     return flow.sample(key, (count,))
 
 
-@eqx.filter_jit
+@compiled
 def _sample_base(problem: Problem, key: Key, count: int) -> Draws:
     return jax.vmap(problem.simulator.sample_prior)(jax.random.split(key, count))
 
 
-@eqx.filter_jit
+@compiled
 def _evaluate(
     problem: Problem,
     flows: tuple[AbstractDistribution, ...],

@@ -15,7 +15,6 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,6 +24,7 @@ from jaxtyping import Array, Float
 from ._journal import remembered
 from ._path import Chains, ChainSettings, Newton, Path, Record, resample, wanted_spreads
 from ._problem import Problem
+from ._products import compiled
 from ._types import Key, Moments
 
 FAR = 0.03
@@ -165,7 +165,7 @@ def _log_normalizer(problem: Problem, chains: Chains, record: Record, eta: Float
     return float(chains.log_normalizer + change)
 
 
-@eqx.filter_jit
+@compiled
 def _walk(problem: Problem, settings: ChainSettings, key: Key) -> Chains:
     """Both populations at the end of the path, in one; the normaliser is the second one's."""
     path = Path(problem, settings)
@@ -194,7 +194,7 @@ def _walk(problem: Problem, settings: ChainSettings, key: Key) -> Chains:
     return last._replace(**pooled)
 
 
-@eqx.filter_jit
+@compiled
 def _round(problem: Problem, settings: ChainSettings, chains: Chains, key: Key) -> tuple[Chains, Record, Newton]:
     """Run at fixed multipliers, then step to where the dual's Newton model has its minimum."""
     path = Path(problem, settings)

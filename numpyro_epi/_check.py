@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float
 
 from ._arguments import check_count
 from ._problem import Evaluation, Problem
+from ._products import compiled
 from ._property import Constraint
 from ._types import Draws, Key, PerDraw, Unconstrained
 
@@ -96,7 +97,7 @@ def _examine(problem: Problem, key: Key, num_draws: int) -> Iterator[CheckItem]:
     yield _noise(problem)
     proper = _is_proper(problem)
     yield _draws(num_draws, proper=proper)
-    seen = _attempt(problem, jax.jit(lambda k: _simulate(problem, k, num_draws, proper=proper)), simulation_key)
+    seen = _attempt(problem, compiled(lambda k: _simulate(problem, k, num_draws, proper=proper)), simulation_key)
     if isinstance(seen, str):
         yield CheckItem("finite", False, seen)
         return
@@ -110,7 +111,7 @@ def _examine(problem: Problem, key: Key, num_draws: int) -> Iterator[CheckItem]:
     yield _independent(problem, seen)
     yield from _noise_floor(problem, seen)
     yield _together(problem, seen, reachable=all(item.passed is not False for item in scales))
-    estimate = jax.jit(lambda k, u: _slopes(problem, k, u, proper=proper))
+    estimate = compiled(lambda k, u: _slopes(problem, k, u, proper=proper))
     slopes = _attempt(problem, estimate, gradient_key, seen.unconstrained)
     if isinstance(slopes, str):
         yield _no_gradient(problem, slopes)

@@ -12,6 +12,7 @@ from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Bool, Float
 
 from ._problem import Problem
+from ._products import compiled
 from ._types import Key, Scalar, Unconstrained
 
 MOST_TRIES = 1000
@@ -108,6 +109,6 @@ def _condition(flow: AbstractDistribution, *, is_finite: IsFinite) -> Conditione
     return wrap(flow, is_finite, share, SHARE_BATCHES * SHARE_DRAWS)
 
 
-@eqx.filter_jit
+@compiled
 def _share(flow: AbstractDistribution, is_finite: IsFinite, key: Key) -> Scalar:
     return jnp.mean(jax.vmap(is_finite)(flow.sample(key, (SHARE_DRAWS,))).astype(float))

@@ -22,6 +22,7 @@ from ._arguments import check_count, check_positive
 from ._keys import checked_key
 from ._problem import Problem
 from ._process import check_process
+from ._products import with_full_products
 from ._responses import responses
 from ._summits import Limits, climb, join
 from ._types import Draws, Key, Numbers, Scalar, Sites, Unconstrained
@@ -77,9 +78,11 @@ class OfFlow(AbstractUnconstrained):
 
     flow: AbstractDistribution
 
+    @with_full_products
     def log_prob(self, unconstrained: Unconstrained) -> Scalar:
         return self.flow.log_prob(unconstrained)
 
+    @with_full_products
     def draw(self, key: Key, count: int) -> Draws:
         return self.flow.sample(key, (count,))
 
@@ -93,6 +96,7 @@ class Tilted(AbstractUnconstrained):
     draws: Draws
     log_weight: Float[np.ndarray, " N"]
 
+    @with_full_products
     def log_prob(self, unconstrained: Unconstrained) -> Scalar:
         found = self.problem.evaluate(jax.random.key(0), unconstrained)
         slack = jnp.asarray(self.eta, float) @ (found.moments - self.problem.target)
@@ -231,6 +235,7 @@ class Density(eqx.Module):
             path.append(self._conditional_mode(draws, {name: value}, path[-1].values if path else None))
         return path
 
+    @with_full_products
     def condition(
         self,
         key: Key,

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 
 from ._problem import Problem
+from ._products import compiled
 from ._types import Draws, Key, PerDraw, Scalar, Sites, Unconstrained
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def hessian_by_site(density: "Density", unconstrained: Unconstrained) -> dict[st
 # Many of them.
 
 
-@eqx.filter_jit
+@compiled
 def map_inside(density: "Density", function: Callable, values: Sites) -> tuple[Any, Bool[Array, " N"]]:
     def one(place: Sites) -> tuple[Any, Bool[Array, ""]]:
         u = density.problem.simulator.unconstrain(place)
@@ -81,27 +81,27 @@ def map_inside(density: "Density", function: Callable, values: Sites) -> tuple[A
     return jax.vmap(one)(values)
 
 
-@eqx.filter_jit
+@compiled
 def sample(density: "Density", key: Key, count: int) -> dict[str, Array]:
     return constrain(density.problem, density.unconstrained.draw(key, count))
 
 
-@eqx.filter_jit
+@compiled
 def heights(density: "Density", draws: Draws) -> PerDraw:
     return jax.vmap(partial(height, density))(draws)
 
 
-@eqx.filter_jit
+@compiled
 def flatten_all(density: "Density", draws: Draws) -> Float[Array, "N P"]:
     return jax.vmap(partial(flatten, density))(draws)
 
 
-@eqx.filter_jit
+@compiled
 def gradients(density: "Density", draws: Draws) -> Float[Array, "N P"]:
     return jax.lax.map(partial(gradient, density), draws, batch_size=128)
 
 
-@eqx.filter_jit
+@compiled
 def exact_gradients(density: "Density", key: Key, draws: Draws) -> Float[Array, "N P"]:
     """Gradients of ``log base - eta . T`` on the constrained scale, one simulation each."""
 
@@ -122,22 +122,22 @@ def constrain(problem: Problem, draws: Draws) -> dict[str, Array]:
     return {name: sites[name] for name in problem.simulator.names}
 
 
-@eqx.filter_jit
+@compiled
 def _constrain(problem: Problem, draws: Draws) -> Sites:
     return jax.vmap(lambda u: problem.simulator.constrain(u).sites)(draws)
 
 
-@eqx.filter_jit
+@compiled
 def slope_and_jacobian(density: "Density", place: Unconstrained) -> tuple[Unconstrained, Float[Array, "P D"]]:
     return jax.grad(partial(height, density))(place), jax.jacobian(partial(flatten, density))(place)
 
 
-@eqx.filter_jit
+@compiled
 def hessian_at(density: "Density", place: Unconstrained) -> Float[Array, "P P"]:
     return hessian(density, place)
 
 
-@eqx.filter_jit
+@compiled
 def moments_of(density: "Density", key: Key, draws: Draws) -> Float[Array, "N M"]:
     def one(pair: tuple[Key, Unconstrained]) -> Array:
         return density.problem.evaluate(*pair).moments

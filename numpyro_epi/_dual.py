@@ -24,6 +24,7 @@ from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summa
 from ._path import ChainSettings, begins_at_base
 from ._pilot import approach
 from ._problem import Problem
+from ._products import compiled, with_full_products
 from ._types import Draws, Key
 from ._weighed import weigh_draws
 from ._work import solve_by_chains
@@ -187,6 +188,7 @@ class DualSolution(eqx.Module):
         return summary(title, lines, self.problem, self.verdict, self.eta)
 
 
+@with_full_products
 def solve_dual(
     key: Key,
     problem: Problem,
@@ -459,7 +461,7 @@ def mixture_of_normals(draws: Draws, count: int = BRIDGE_COMPONENTS) -> Abstract
     return VmapMixture(normals, jnp.asarray(sizes[index], float))
 
 
-@eqx.filter_jit
+@compiled
 def _prior_simulations(problem: Problem, key: Key, count: int, simulations: int) -> tuple[Draws, Array]:
     def one(key: Key) -> tuple[Array, Array]:
         prior_key, noise_key = jax.random.split(key)
@@ -470,7 +472,7 @@ def _prior_simulations(problem: Problem, key: Key, count: int, simulations: int)
     return jax.lax.map(one, jax.random.split(key, count), batch_size=1000)
 
 
-@eqx.filter_jit
+@compiled
 def _log_base(problem: Problem, draws: Draws) -> Array:
     def one(u: Array) -> Array:
         found = problem.evaluate(jax.random.key(0), u)

@@ -3,7 +3,6 @@
 import math
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +15,7 @@ from ._keys import checked_key
 from ._loop import masked_moments
 from ._outcome import Verdict
 from ._problem import Problem
+from ._products import compiled
 from ._result import Result
 from ._types import Key
 
@@ -120,7 +120,7 @@ def measure(problem: Problem, flow: AbstractDistribution, key: Key, num_batches:
     )
 
 
-@eqx.filter_jit
+@compiled
 def _batch_moments(problem: Problem, flow: AbstractDistribution, key: Key, num_draws: int):
     flow_key, *noise_keys = jax.random.split(key, 3)
     u, log_q = flow.sample_and_log_prob(flow_key, (num_draws,))

@@ -22,6 +22,7 @@ from numpyro.infer.autoguide import AutoContinuous
 from numpyro.infer.util import constrain_fn
 
 from . import flows
+from ._products import with_full_products
 from ._types import Key, Unconstrained
 
 QUANTILE_DRAWS = 4096
@@ -47,14 +48,17 @@ class FlowDistribution(dist.Distribution):
     def has_rsample(self) -> bool:
         return True
 
+    @with_full_products
     def sample(self, key: Key, sample_shape: tuple[int, ...] = ()) -> Float[Array, "... D"]:
         return self.flow.sample(_typed(key), sample_shape)
 
+    @with_full_products
     def sample_with_intermediates(self, key: Key, sample_shape: tuple[int, ...] = ()) -> tuple[Array, list[Array]]:
         # The density comes with the draw: a flow whose inverse is slow is never inverted.
         draws, log_q = self.flow.sample_and_log_prob(_typed(key), sample_shape)
         return draws, [log_q]
 
+    @with_full_products
     def log_prob(
         self, value: Float[Array, "... D"], intermediates: Sequence[Array] | None = None
     ) -> Float[Array, "..."]:
@@ -70,12 +74,15 @@ class FlowTransform(Transform):
     def __init__(self, bijection: AbstractBijection):
         self.bijection = bijection
 
+    @with_full_products
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         return jnp.vectorize(self.bijection.transform, signature="(d)->(d)")(x)
 
+    @with_full_products
     def _inverse(self, y: Float[Array, "... D"]) -> Float[Array, "... D"]:
         return jnp.vectorize(self.bijection.inverse, signature="(d)->(d)")(y)
 
+    @with_full_products
     def call_with_intermediates(self, x: Float[Array, "... D"]) -> tuple[Float[Array, "... D"], Float[Array, "..."]]:
         return jnp.vectorize(self.bijection.transform_and_log_det, signature="(d)->(d),()")(x)
 

@@ -11,7 +11,6 @@ import math
 from dataclasses import replace
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 from ._chains import WITHIN
 from ._path import Chains, ChainSettings, Path, first_collective_steps
 from ._problem import Problem
+from ._products import compiled
 from ._types import Draws, Key, Moments
 from ._work import MAX_EXPONENT_NOISE
 
@@ -204,7 +204,7 @@ def _rung(
     return chains, _measured(problem, settings, chains)
 
 
-@eqx.filter_jit
+@compiled
 def _settle(problem: Problem, settings: ChainSettings, chains: Chains, key: Key, eta: Moments) -> Chains:
     path = Path(problem, settings)
 
@@ -223,18 +223,18 @@ def _measured(problem: Problem, settings: ChainSettings, chains: Chains) -> _Run
     return _Rung(mean - problem.target, noise)
 
 
-@eqx.filter_jit
+@compiled
 def _simulations(problem: Problem, settings: ChainSettings, chains: Chains) -> Float[Array, "N S M"]:
     return Path(problem, settings).measure(chains).simulations
 
 
-@eqx.filter_jit
+@compiled
 def _are_within(problem: Problem, settings: ChainSettings, chains: Chains) -> Bool[Array, " N"]:
     path = Path(problem, settings)
     return jax.vmap(path.is_within)(path.measure(chains))
 
 
-@eqx.filter_jit
+@compiled
 def _at_base(problem: Problem, key: Key, chains: Chains) -> Chains:
     """Draws of the prior in the chains' place, with noise of their own: the chains' leans towards what they follow."""
     draw_keys, noise_keys = (jax.random.split(part, len(chains.log_weight)) for part in jax.random.split(key))

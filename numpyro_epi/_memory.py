@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 from ._begin import build_flow
 from ._loop import combine, partition
 from ._problem import Problem
+from ._products import with_full_products
 from ._types import Scalar
 from .flows import FlowBuilder
 from .objectives import AbstractObjective, Lagrangian
@@ -46,7 +47,7 @@ def bytes_per_draw(problem: Problem, builder: FlowBuilder, objective: AbstractOb
             flow = combine(parameters, static)
             return objective(jax.random.key(0), flow, problem.evaluate, lagrangian, num_draws)[0]
 
-        found = jax.jit(jax.grad(loss)).lower(parameters).compile().memory_analysis()
+        found = jax.jit(with_full_products(jax.grad(loss))).lower(parameters).compile().memory_analysis()
         return None if found is None else found.temp_size_in_bytes
 
     few, more = used(FEW), used(MORE)

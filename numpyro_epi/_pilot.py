@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +23,7 @@ from scipy.spatial import KDTree
 
 from ._journal import remembered
 from ._problem import Problem
+from ._products import compiled
 from ._types import Draws, Key, MomentDraws, PerDraw, Scalar, Unconstrained
 
 QUANTILE, LEAST_FALL = 0.25, 0.8
@@ -169,7 +169,7 @@ def around(draws: Float[np.ndarray, "N D"], log_weight: Float[np.ndarray, " N"])
     return Proposal(jnp.asarray(centres, float), jnp.asarray(np.linalg.cholesky(covariance + floor), float))
 
 
-@eqx.filter_jit
+@compiled
 def propose(problem: Problem, key: Key, proposal: Proposal | None, batch: int) -> Draws:
     """Draws of the proposal and, for a share of them, of the prior; all of the prior where there is no proposal."""
     prior_key, centre_key, step_key, choice_key = jax.random.split(key, 4)
@@ -182,7 +182,7 @@ def propose(problem: Problem, key: Key, proposal: Proposal | None, batch: int) -
     return jnp.where(jax.random.bernoulli(choice_key, PRIOR_SHARE, (batch, 1)), draws, moved)
 
 
-@eqx.filter_jit
+@compiled
 def _simulate(problem: Problem, key: Key, proposal: Proposal | None, batch: int) -> tuple[Draws, PerDraw, MomentDraws]:
     """Propose and simulate: draws, log of prior over proposal, moments."""
     draws_key, noise_key = jax.random.split(key)

@@ -16,6 +16,7 @@ from ._arguments import check_count
 from ._html import escape, table
 from ._keys import checked_key
 from ._process import check_process
+from ._products import with_full_products
 from ._property import Constraint, EmergentProperty
 from ._registry import Provider, Registry
 from ._simulator import Simulator
@@ -151,6 +152,7 @@ class Problem(eqx.Module):
             return False
         return all(t.statistic.differentiable and t.if_nonfinite is None for t in self.property.targets)
 
+    @with_full_products
     def evaluate(self, key: Key, unconstrained: Unconstrained, mirrored: Bool[Array, ""] | None = None) -> Evaluation:
         """Run one draw and measure it, with the key's noise or its mirror image. Batch it with ``jax.vmap``."""
         draw = self.simulator(key, unconstrained, mirrored)
@@ -159,6 +161,7 @@ class Problem(eqx.Module):
         finite = jnp.all(jnp.isfinite(moments)) & jnp.isfinite(log_base)
         return Evaluation(log_base, draw.log_det, moments, finite)
 
+    @with_full_products
     def mean_moments(self, keys: Array, values: Sites) -> Moments:
         """Mean of the moments over one simulation a key, all at these constrained parameters."""
 

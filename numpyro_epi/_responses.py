@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from ._problem import Problem
+from ._products import compiled
 from ._types import Key
 
 NUM_SIMULATIONS, NUM_SIMULATIONS_EACH = 64, 4
@@ -50,7 +50,7 @@ def responses(
     ), labels
 
 
-@eqx.filter_jit
+@compiled
 def _respond(
     problem: Problem, key: Key, places: dict[str, Array], vectors: Array, steps: Array, count: int
 ) -> Float[Array, "N K M"]:

@@ -18,6 +18,7 @@ from ._loop import EpochRecord, Loop, LoopState, combine
 from ._memory import MEMORY_SHARE, free_memory
 from ._outcome import STATUS, Restarts, Verdict
 from ._problem import Problem
+from ._products import compiled
 from ._types import Draws, Key
 
 CLOSE_ENOUGH = 0.05
@@ -78,7 +79,7 @@ class Fleet(eqx.Module):
             fleet = dataclasses.replace(fleet, at_once=(fleet.at_once + 1) // 2)
 
 
-@eqx.filter_jit
+@compiled
 def _run_many(fleet: Fleet, states: LoopState, num_epochs: int) -> tuple[LoopState, EpochRecord]:
     arrays, rest = eqx.partition(fleet.loop.static, eqx.is_array)
 
@@ -184,12 +185,12 @@ def _slope(shares: np.ndarray, density: np.ndarray, corrected: np.ndarray) -> np
     return corrected + np.mean(own - log_mixture, axis=1)
 
 
-@eqx.filter_jit
+@compiled
 def _draw(flow: AbstractDistribution, key: Key, count: int) -> Draws:
     return flow.sample(key, (count,))
 
 
-@eqx.filter_jit
+@compiled
 def _log_prob(flow: AbstractDistribution, draws: Draws) -> Float[Array, " N"]:
     return flow.log_prob(draws)
 

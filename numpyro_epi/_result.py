@@ -16,6 +16,7 @@ from ._guide import AutoFlow, parameters_only
 from ._keys import checked_key, key_from_text
 from ._outcome import STATUS, Certificate, Restarts, Snapshots, Summary, Verdict, constraint_table, message, summary
 from ._problem import Problem
+from ._products import compiled
 from ._types import Key, Sites
 
 if TYPE_CHECKING:
@@ -333,7 +334,7 @@ class Result(eqx.Module):
         return found[name].assign_coords({n: found[n] for n in beside})
 
 
-@eqx.filter_jit
+@compiled
 def _statistics(problem: Problem, flow: AbstractDistribution, key: Key, n: int) -> dict[str, Array]:
     flow_key, noise_key = jax.random.split(key)
     u = flow.sample(flow_key, (n,))

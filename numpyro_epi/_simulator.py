@@ -14,6 +14,7 @@ from numpyro.distributions import biject_to
 from numpyro.primitives import Messenger
 
 from ._mirror import sample_mirrored
+from ._products import with_full_products
 from ._types import Key, Scalar, Sites, Unconstrained
 
 
@@ -113,6 +114,7 @@ class Simulator(eqx.Module):
             start += parameter.size
         return values
 
+    @with_full_products
     def __call__(self, key: Key, unconstrained: Unconstrained, mirrored: Bool[Array, ""] | None = None) -> Draw:
         """Run the model once at one unconstrained draw.
 
@@ -126,6 +128,7 @@ class Simulator(eqx.Module):
         """
         return self._run(key, unconstrained, mirrored=mirrored)
 
+    @with_full_products
     def constrain(self, unconstrained: Unconstrained) -> Draw:
         """The parameters alone at one unconstrained draw: the model is left once it has drawn them.
 
@@ -136,6 +139,7 @@ class Simulator(eqx.Module):
         """
         return self._run(jax.random.key(0), unconstrained, leave=True)
 
+    @with_full_products
     def simulate(self, key: Key, values: Sites) -> Draw:
         """Run the model once at constrained parameter values; ``log_det`` belongs to their unconstrained image.
 
@@ -146,6 +150,7 @@ class Simulator(eqx.Module):
         trace = self._trace(key, lambda site: values[site["name"]] if site["name"] in self.names else None)
         return self._draw(trace, lambda name, transform, value: transform.inv(value))
 
+    @with_full_products
     def unconstrain(self, values: Sites) -> Unconstrained:
         """Map constrained parameter values of one draw to the unconstrained vector.
 
@@ -184,6 +189,7 @@ class Simulator(eqx.Module):
             raise ValueError(f"Expected one batch shape for all parameters; got {shapes}.")
         return next(iter(shapes.values()))
 
+    @with_full_products
     def sample_prior(self, key: Key) -> Unconstrained:
         """Draw from the model's own prior, in unconstrained coordinates.
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,7 @@ from ._checkpoint import flatten, unflatten
 from ._loop import EpochRecord, LoopState
 from ._outcome import Snapshots
 from ._problem import Problem
+from ._products import compiled
 from ._restarts import Fleet
 from ._types import Key, PerDraw, Unconstrained
 
@@ -95,7 +95,7 @@ def _pieces(num_epochs: int, wanted: float) -> int:
     return next(n for n in range(1, num_epochs + 1) if num_epochs % n == 0 and n >= min(math.ceil(wanted), num_epochs))
 
 
-@eqx.filter_jit
+@compiled
 def _look(problem: Problem, flow: AbstractDistribution, key: Key) -> tuple[dict[str, Array], dict[str, Array], PerDraw]:
     flow_key, noise_key = jax.random.split(key)
     unconstrained, log_q = flow.sample_and_log_prob(flow_key, (NUM_DRAWS,))

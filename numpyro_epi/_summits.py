@@ -4,13 +4,13 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
+from ._products import compiled
 from ._types import Draws, PerDraw, Scalar, Unconstrained
 
 Height: TypeAlias = Callable[[Unconstrained], Scalar]
@@ -44,7 +44,7 @@ class Limits(NamedTuple):
         return cls(low - margin, high + margin, jnp.where(deviation > 0, deviation, 1.0))
 
 
-@eqx.filter_jit
+@compiled
 def climb(height: Height, draws: Draws, free: Bool[Array, " D"], limits: Limits) -> tuple[Draws, PerDraw]:
     """Summits above draws, over the free coordinates; a wall keeps them near the draws."""
     low, high = limits.low, limits.high
@@ -120,7 +120,7 @@ def join(
     return connected_components(graph, directed=False)[1][crowd]
 
 
-@eqx.filter_jit
+@compiled
 def _lowest_on_the_way(height: Height, left: Draws, right: Draws, deviation: Unconstrained) -> PerDraw:
     """Least height on a way from summit to summit, which climbs sideways from the straight line (the string method).
 

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +31,7 @@ from ._dual import DualSolution
 from ._guide import AutoFlow, parameters_only
 from ._keys import key_from_text
 from ._problem import Problem
+from ._products import compiled, with_full_products
 from ._result import Result
 from ._types import Draws, Key, Moments, Scalar, Unconstrained
 
@@ -86,6 +86,7 @@ def tilted_model(result: Result, *, num_simulations: int = NUM_SIMULATIONS) -> C
     return model
 
 
+@with_full_products
 def sample_tilted(
     result: Result,
     key: Key,
@@ -253,7 +254,7 @@ def _run_chains(
         chain_key, init_params=starts, extra_fields=tuple(f"nuts.{name}" for name in ("potential_energy", *_STATS))
     )
     fields = jax.device_get(mcmc.get_extra_fields(group_by_chain=True))
-    unconstrained, log_det = jax.jit(jax.vmap(transform.call_with_intermediates))(mcmc.get_samples())
+    unconstrained, log_det = compiled(jax.vmap(transform.call_with_intermediates))(mcmc.get_samples())
     log_density = -np.ravel(fields["nuts.potential_energy"]) - np.asarray(log_det)
     return Sampled(unconstrained, log_density, {ours: fields[f"nuts.{theirs}"] for theirs, ours in _STATS.items()})
 
@@ -280,7 +281,7 @@ def _log_tilted(result: Result, num_simulations: int) -> Callable[[Key, Unconstr
 def _finite_starts(
     potential: Callable[[Key, Unconstrained], Scalar], candidates: Draws, noise: Array, num_chains: int
 ) -> tuple[Float[Array, "chains D"], Array]:
-    energy, slope = jax.jit(jax.vmap(jax.value_and_grad(potential, argnums=1)))(noise, candidates)
+    energy, slope = compiled(jax.vmap(jax.value_and_grad(potential, argnums=1)))(noise, candidates)
     (finite,) = np.nonzero(np.isfinite(energy) & np.isfinite(slope).all(axis=-1))
     if len(finite) < num_chains:
         raise ValueError(
@@ -291,7 +292,7 @@ def _finite_starts(
 
 
 def _groups(problem: Problem, sampled: Sampled, noise_key: Key, shape: tuple[int, int]) -> dict[str, xr.Dataset]:
-    measured = jax.device_get(eqx.filter_jit(_batch)(problem, noise_key, jnp.asarray(sampled.unconstrained)))
+    measured = jax.device_get(compiled(_batch)(problem, noise_key, jnp.asarray(sampled.unconstrained)))
     measured = measured._replace(log_density=sampled.log_density - measured.draw.log_det)
     found = _draw_groups(problem, measured, shape, ("posterior", "posterior_predictive", "sample_stats"))
     stats = {name: (SAMPLE_DIMS, values, {"kind": "quality"}) for name, values in sampled.stats.items()}
@@ -304,7 +305,7 @@ def export_dual(solution: DualSolution, key: Key | None) -> Any:
     problem, shape = solution.problem, solution.log_weight.shape
     noise_key = jax.random.fold_in(key_from_text(solution.seed), 7) if key is None else key
     flat = solution.unconstrained.reshape(-1, problem.dim)
-    measured = jax.device_get(eqx.filter_jit(_batch)(problem, noise_key, flat))
+    measured = jax.device_get(compiled(_batch)(problem, noise_key, flat))
     slack = (solution.moments.reshape(len(flat), -1) - problem.target) @ solution.eta
     log_base = measured.draw.log_prior if problem.base == "prior" else 0.0
     measured = measured._replace(log_density=log_base - slack - solution.log_normalizer)

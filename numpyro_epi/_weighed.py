@@ -10,7 +10,6 @@ import itertools
 import math
 from typing import NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +20,7 @@ from ._certificate import Tilt, tilt
 from ._journal import remembered
 from ._pilot import ENOUGH_PER_DIM, PRIOR_SHARE, Near, Proposal, around, effective, log_density, propose
 from ._problem import Problem
+from ._products import compiled
 from ._types import Draws, Key, PerDraw
 
 NUM_SIMULATIONS, MOST_SIMULATIONS, MAX_NOISE = 4, 32, 0.1
@@ -173,7 +173,7 @@ def _extended(found: _Round, proposals: list[Proposal]) -> Float[np.ndarray, "N 
     return np.concatenate([found.log_proposals, *new], axis=1)
 
 
-@eqx.filter_jit
+@compiled
 def _log_densities(proposal: Proposal, draws: Draws) -> PerDraw:
     return jax.lax.map(lambda u: log_density(proposal, u), draws, batch_size=MOST_TOGETHER)
 
@@ -193,7 +193,7 @@ def _simulate(problem: Problem, key: Key, draws: Draws, simulations: int, propos
     return found._replace(log_proposals=_extended(found, proposals))
 
 
-@eqx.filter_jit
+@compiled
 def _measure(problem: Problem, key: Key, draws: Draws, simulations: int) -> tuple[PerDraw, PerDraw, Array, Array]:
     def one(given: tuple[Key, Array]) -> tuple[Array, Array, Array, Array]:
         key, u = given

@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float
 from ._chains import Solved, solve
 from ._path import ChainSettings, draw_reference, mirrored_pairs
 from ._problem import Problem
+from ._products import compiled
 from ._types import Draws, Key, Moments, Scalar
 
 LOOP_STEPS = 100
@@ -139,7 +139,7 @@ def exponent_noise(problem: Problem, solved: Solved) -> tuple[float, float]:
     return float(alone), float(paired)
 
 
-@eqx.filter_jit
+@compiled
 def _exponent_noise(problem: Problem, draws: Draws, eta: Moments) -> tuple[Scalar, Scalar]:
     index_key, noise_key = jax.random.split(jax.random.key(0))
     some = draws[jax.random.randint(index_key, (NOISE_DRAWS,), 0, len(draws))]
@@ -182,7 +182,7 @@ def _noise_share(problem: Problem) -> float:
     return float(np.max(_noise_shares(problem).alone))
 
 
-@eqx.filter_jit
+@compiled
 def _noise_shares(problem: Problem) -> _Noise:
     """Failed draws are left out. The base is the prior where it is proper, a wide normal elsewhere, as for chains."""
     draws_key, noise_key = jax.random.split(jax.random.key(0))

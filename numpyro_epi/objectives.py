@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ._arguments import check_bool, check_instance, check_positive
 from ._problem import Evaluation, Problem
+from ._products import with_full_products
 from ._types import Draws, Finite, Metric, MomentDraws, Moments, PerDraw, Scalar
 
 __all__ = [
@@ -139,6 +140,7 @@ class Pathwise(AbstractObjective):
             raise TypeError(f"Expected penalty to be a function, such as objectives.u_statistic; got {self.penalty!r}.")
         check_bool(path_derivative=self.path_derivative)
 
+    @with_full_products
     def __call__(self, key, flow, evaluate, lagrangian, num_draws):
         flow_key, noise_key = jax.random.split(key)
         if self.path_derivative:
@@ -159,6 +161,7 @@ class Score(AbstractObjective):
     Each draw's coefficient is its part of the loss less the leave-one-out mean of the others' (Kool et al. 2019).
     """
 
+    @with_full_products
     def __call__(self, key, flow, evaluate, lagrangian, num_draws):
         flow_key, noise_key = jax.random.split(key)
         u, _ = flow.sample_and_log_prob(flow_key, (num_draws,))
@@ -206,6 +209,7 @@ class Anchored(AbstractObjective):
             raise ValueError(f"Expected draws of shape [K, D]; got shape {list(jnp.shape(self.draws))}.")
         check_positive(weight=self.weight)
 
+    @with_full_products
     def __call__(self, key, flow, evaluate, lagrangian, num_draws):
         key, pick_key = jax.random.split(key)
         loss, batch = self.objective(key, flow, evaluate, lagrangian, num_draws)

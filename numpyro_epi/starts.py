@@ -17,6 +17,7 @@ from ._certificate import Known, pareto_khat
 from ._path import ChainSettings, begins_at_base
 from ._pilot import approach, resample
 from ._problem import Problem
+from ._products import compiled
 from ._types import Draws, Key, Moments, Numbers
 from ._weighed import Weighed, weigh_draws
 from ._work import expensive, has_large_noise, solve_by_chains
@@ -237,4 +238,4 @@ def default(problem: Problem) -> AbstractStart:
 
 
 def _prior_draws(key: Key, problem: Problem, num_draws: int) -> Draws:
-    return jax.jit(jax.vmap(problem.simulator.sample_prior))(jax.random.split(key, num_draws))
+    return compiled(jax.vmap(problem.simulator.sample_prior))(jax.random.split(key, num_draws))

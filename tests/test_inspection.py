@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 import xarray as xr
+import zarr
 
 import numpyro_epi
 from numpyro_epi._datatree import read_arviz, to_datatree, write
@@ -268,13 +269,14 @@ def test_hostile_zarr_is_refused(small_tree, secret, attack, match):
 
 
 def test_pickled_texts_would_run_unseen(small_tree, tmp_path, monkeypatch):
-    """The attack is a real one: without the inspection it runs, as older versions of numcodecs let it."""
+    """The attack is a real one: without the inspection it runs, as older versions of numcodecs and zarr let it."""
     monkeypatch.setattr("numcodecs.pickles.ALLOW_UNSAFE_PICKLE_DECODE", True, raising=False)
     path = tmp_path / "stranger.zarr"
     small_tree.to_zarr(path, zarr_format=2, consolidated=True)
     pickled_texts(path)
     monkeypatch.setattr("numpyro_epi._datatree.inspect", lambda path: None)
-    with pytest.raises(ValueError, match="reading it failed"):
+    unsafe = zarr.config.set({"array.allow_unsafe_pickle_decode": True})
+    with unsafe, pytest.raises(ValueError, match="reading it failed"):
         read_arviz(path)
     assert (tmp_path / "attacked").exists()
 

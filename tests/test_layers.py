@@ -26,6 +26,7 @@ LAYERS = (
         "_seal",
         "_inspection",
         "_datatree",
+        "_products",
     ),
     ("statistics", "signals", "matrices", "multipliers", "flows", "_mirror", "_simulator", "_summits"),
     ("_property", "_problem", "_conditioned", "_guide", "_check"),

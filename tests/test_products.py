@@ -1,0 +1,107 @@
+"""Accelerators shorten float32 numbers in matrix products unless a product asks for full ones."""
+
+import ast
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from jax.lax import Precision
+
+import numpyro_epi as epi
+from numpyro_epi import flows, objectives
+from numpyro_epi._guide import FlowDistribution
+from numpyro_epi._products import compiled, with_full_products
+from numpyro_epi._work import _inside
+
+FULL = (Precision.HIGHEST, Precision.HIGHEST)
+MATRIX = jnp.array([[1.0, 0.3], [0.2, 0.7]])
+KEY = jax.random.key(0)
+
+
+def precisions(function, *arguments):
+    """What each product of the function's program asks for."""
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                yield equation.params["precision"]
+            for inner in _inside(equation.params):
+                yield from walk(inner)
+
+    return set(walk(jax.make_jaxpr(function)(*arguments).jaxpr))
+
+
+def model():
+    z = numpyro.sample(
+        "z", dist.MultivariateNormal(jnp.zeros(2), scale_tril=MATRIX * jnp.array([[1.0, 0.0], [1.0, 1.0]]))
+    )
+    numpyro.deterministic("x", MATRIX @ z)
+
+
+def problem():
+    return epi.Problem(model, epi.EmergentProperty(epi.Target(lambda sites: sites["x"], mean=jnp.ones(2), name="x")))
+
+
+def test_products_are_full():
+    assert precisions(lambda a: a @ a, MATRIX) == {None}
+    assert precisions(with_full_products(lambda a: a @ a), MATRIX) == {FULL}
+    assert precisions(compiled(lambda a: a @ a), MATRIX) == {FULL}
+
+
+def test_a_product_that_names_its_own_precision_keeps_it():
+    low = jax.lax.Precision.DEFAULT
+    assert precisions(compiled(lambda a: jnp.matmul(a, a, precision=low)), MATRIX) == {(low, low)}
+
+
+def test_the_user_s_configuration_counts():
+    with jax.default_matmul_precision("high"):
+        assert precisions(compiled(lambda a: a @ a), MATRIX) == {(Precision.HIGH, Precision.HIGH)}
+    assert jax.config.jax_default_matmul_precision is None
+
+
+def evaluation():
+    return problem().evaluate, (KEY, jnp.zeros(2))
+
+
+def slope_of_evaluation():
+    evaluate = problem().evaluate
+    return jax.grad(lambda u: evaluate(KEY, u).moments.sum()), (jnp.zeros(2),)
+
+
+def prior():
+    return problem().simulator.sample_prior, (KEY,)
+
+
+def means():
+    return problem().mean_moments, (jax.random.split(KEY, 2), {"z": jnp.zeros(2)})
+
+
+def guide():
+    distribution = FlowDistribution(flows.Coupling(num_stages=1, width=4, depth=1)(KEY, 2))
+    return lambda key: distribution.log_prob(distribution.sample(key, (3,))), (KEY,)
+
+
+def loss():
+    lagrangian = objectives.Lagrangian(jnp.zeros(2), jnp.eye(2), jnp.ones(2))
+    flow = flows.Coupling(num_stages=1, width=4, depth=1)(KEY, 2)
+    evaluate = problem().evaluate
+    return lambda key: objectives.Pathwise()(key, flow, evaluate, lagrangian, 10)[0], (KEY,)
+
+
+@pytest.mark.parametrize("program", [evaluation, slope_of_evaluation, prior, means, guide, loss])
+def test_what_users_call_directly_has_full_products(program):
+    function, arguments = program()
+    assert precisions(function, *arguments) == {FULL}
+
+
+def test_every_compiled_program_has_full_products():
+    """The one place that compiles is `_products`; `_memory` asks a compiler for sizes and runs nothing."""
+    found = set()
+    for path in Path(epi.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in ("jit", "filter_jit", "pmap", "filter_pmap"):
+                found.add(path.stem)
+    assert found == {"_products", "_memory"}
