@@ -2,7 +2,7 @@
 
 Accelerators multiply float32 matrices with shorter numbers unless told: 10 bits of them on NVIDIA's since Ampere, 8 on TPUs.
 Statistics that are sums over many units, their gradients and a flow's density and its inverse are then off by a part in a
-thousand, which `eta` multiplies: chains of the network with 250 units ran off on a GPU, and do not on CPUs.
+thousand, which multipliers and sensitive dynamics enlarge.
 """
 
 from collections.abc import Callable
@@ -34,4 +34,7 @@ def with_full_products(function: Callable[P, R]) -> Callable[P, R]:
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """``equinox.filter_jit`` of the function `with_full_products`."""
-    return eqx.filter_jit(with_full_products(function))
+    traced = with_full_products(function)
+    # Equinox copies the attribute, and warns where it is a transformed function.
+    vars(traced).pop("__wrapped__")
+    return eqx.filter_jit(traced)

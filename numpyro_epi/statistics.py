@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from ._arguments import check_bool
+from ._products import with_full_products
 from ._registry import Provider, Registry
 from ._types import AbstractSites, Sites
 
@@ -58,6 +59,7 @@ class Statistic(eqx.Module):
         if extra := sorted(set(self.coords) - set(self.dims)):
             raise ValueError(f"Expected coords of {self.name!r} for dims among {self.dims}; got {extra}.")
 
+    @with_full_products
     def __call__(self, sites: AbstractSites) -> Array:
         """Measure one draw."""
         found = self.function(sites)

@@ -51,6 +51,10 @@ def test_products_are_full():
     assert precisions(compiled(lambda a: a @ a), MATRIX) == {FULL}
 
 
+def test_transformed_functions_are_compiled_without_a_warning():
+    assert precisions(compiled(jax.vmap(lambda a: a @ a)), MATRIX[None]) == {FULL}
+
+
 def test_a_product_that_names_its_own_precision_keeps_it():
     low = jax.lax.Precision.DEFAULT
     assert precisions(compiled(lambda a: jnp.matmul(a, a, precision=low)), MATRIX) == {(low, low)}
@@ -69,6 +73,10 @@ def evaluation():
 def slope_of_evaluation():
     evaluate = problem().evaluate
     return jax.grad(lambda u: evaluate(KEY, u).moments.sum()), (jnp.zeros(2),)
+
+
+def measurement():
+    return epi.statistic(name="x")(lambda sites: MATRIX @ sites["z"]), ({"z": jnp.zeros(2)},)
 
 
 def prior():
@@ -91,10 +99,21 @@ def loss():
     return lambda key: objectives.Pathwise()(key, flow, evaluate, lagrangian, 10)[0], (KEY,)
 
 
-@pytest.mark.parametrize("program", [evaluation, slope_of_evaluation, prior, means, guide, loss])
+@pytest.mark.parametrize("program", [evaluation, slope_of_evaluation, measurement, prior, means, guide, loss])
 def test_what_users_call_directly_has_full_products(program):
     function, arguments = program()
     assert precisions(function, *arguments) == {FULL}
+
+
+@pytest.mark.parametrize("name", [provider.name for provider in epi.list_problems()])
+def test_models_of_plugins_have_full_products_as_plain_numpyro_programs_too(name):
+    simulator = epi.get_problem(name).simulator
+
+    def run(key):
+        trace = numpyro.handlers.trace(numpyro.handlers.seed(simulator.model, key))
+        return {name: site["value"] for name, site in trace.get_trace(*simulator.args, **simulator.kwargs).items()}
+
+    assert precisions(run, KEY) <= {FULL}
 
 
 def test_every_compiled_program_has_full_products():

@@ -166,7 +166,8 @@ def _colliculus(num_trials: int, bound: float, inactivation: float = 0.0, period
     def change(t: Any, u: Array, given: tuple[Array, Array, Array]) -> Array:
         """Of the inputs in one step."""
         inputs, noise, shares = (each[jnp.asarray(t, int)] for each in given)
-        return STEP / TIME_CONSTANT * (shares * _response(u) @ matrix.T - u + inputs[:, None] + NOISE * noise)
+        recurrent = jnp.matmul(shares * _response(u), matrix.T, precision="highest")
+        return STEP / TIME_CONSTANT * (recurrent - u + inputs[:, None] + NOISE * noise)
 
     (u,) = euler(change, start, (inputs, noise, shares[:-1]), NUM_STEPS, num_kept=1)
     activity = numpyro.deterministic("activity", shares[-1] * _response(u))

@@ -111,7 +111,9 @@ def _network() -> None:
     mean_m = numpyro.sample("M_m", dist.Uniform(-LARGEST_MEAN, LARGEST_MEAN))
     mean_n = numpyro.sample("M_n", dist.Uniform(-LARGEST_MEAN, LARGEST_MEAN))
     spread_m = numpyro.sample("Sigma_m", dist.Uniform(0.0, LARGEST_SPREAD))
-    for name, value in solve(g, mean_m * mean_n, spread_m * mean_n)._asdict().items():
+    with jax.default_matmul_precision("highest"):
+        state = solve(g, mean_m * mean_n, spread_m * mean_n)
+    for name, value in state._asdict().items():
         numpyro.deterministic(name, value)
 
 

@@ -91,7 +91,8 @@ def _populations(largest_input: float) -> None:
     sigma = numpyro.sample("sigma", dist.Uniform(0.0, SPREAD_BOUND).expand([2, 2]).to_event(2))
     weights = numpyro.deterministic("W", sign * strength)
     inputs = BASELINE + GAIN * jnp.array(CONTRASTS)
-    mu, delta = jax.vmap(lambda h: _fixed_point(weights, sigma, h))(inputs)
+    with jax.default_matmul_precision("highest"):
+        mu, delta = jax.vmap(lambda h: _fixed_point(weights, sigma, h))(inputs)
     numpyro.deterministic("mu", jnp.minimum(mu, largest_input))
     numpyro.deterministic("delta", jnp.minimum(delta, largest_input))
 

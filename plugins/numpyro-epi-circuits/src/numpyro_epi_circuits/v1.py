@@ -164,7 +164,9 @@ def _simulated(
     def change(t: Any, state: tuple[Array, Array], noise: Array) -> tuple[Array, Array]:
         """Of rates and inputs' noise in one step."""
         rates, epsilon = state
-        drive = jnp.square(jax.nn.relu(rates @ weights.T + inputs + epsilon))
+        # A GPU's shorter products would take 2.18, of E onto itself, for 2.1797: fluctuations 8 % smaller.
+        recurrent = jnp.matmul(rates, weights.T, precision="highest")
+        drive = jnp.square(jax.nn.relu(recurrent + inputs + epsilon))
         rates_change = jnp.minimum(given.step / TIME_CONSTANT * (drive - rates), LARGEST_RATE - rates)
         return rates_change, scale * noise[jnp.asarray(t, int)] - given.step / NOISE_TIME * epsilon
 

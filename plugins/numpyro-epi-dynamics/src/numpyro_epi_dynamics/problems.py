@@ -122,7 +122,7 @@ def _simulated_system(bound: float, duration: float, num_samples: int) -> None:
     matrix = numpyro.sample("A", dist.Uniform(-bound, bound).expand([2, 2]).to_event(2))
     times = jnp.linspace(0.0, duration, num_samples, dtype=matrix.dtype)
     solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda t, x, matrix: matrix @ x),
+        diffrax.ODETerm(lambda t, x, matrix: jnp.matmul(matrix, x, precision="highest")),
         diffrax.Tsit5(),
         t0=times[0],
         t1=times[-1],
