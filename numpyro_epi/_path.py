@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float
 from ._arguments import as_number, check_count, check_positive
 from ._collective import FIRST_STEP, members, move_together
 from ._loop import masked_moments
+from ._noise import correction
 from ._problem import Evaluation, Problem
 from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar, Unconstrained
 from .multipliers import shrunk_inverse
@@ -435,9 +436,7 @@ class Path(eqx.Module):
 
     def _exponent(self, found: Measured, eta: Moments, reference: Scalar) -> Scalar:
         slack = (found.simulations - self._target(found.simulations.dtype)) @ eta
-        log_density = found.log_base - jnp.mean(slack)
-        if slack.size > 1:
-            log_density = log_density - 0.5 * jnp.var(slack, ddof=1) / slack.size
+        log_density = found.log_base - jnp.mean(slack) - (correction(slack) if slack.size > 1 else 0.0)
         if self.settings.within is not None:
             log_density = jnp.where((reference == 0) & ~self.is_within(found), -jnp.inf, log_density)
         if begins_at_base(self.problem):

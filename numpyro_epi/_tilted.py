@@ -30,6 +30,7 @@ from ._datatree import SAMPLE_DIMS, to_arviz, to_datatree
 from ._dual import DualSolution
 from ._guide import AutoFlow, parameters_only
 from ._keys import key_from_text
+from ._noise import correction
 from ._problem import Problem
 from ._products import compiled, with_full_products
 from ._result import Result
@@ -271,8 +272,7 @@ def _log_tilted(result: Result, num_simulations: int) -> Callable[[Key, Unconstr
     def log_tilted(noise: Key, unconstrained: Unconstrained) -> Scalar:
         found = jax.vmap(problem.evaluate, (0, None))(jax.random.split(noise, count), unconstrained)
         slack = (found.moments - problem.target) @ eta
-        correction = 0.5 * jnp.var(slack, ddof=1) / count if count > 1 else 0.0
-        log_density = found.log_base[0] - jnp.mean(slack) - correction
+        log_density = found.log_base[0] - jnp.mean(slack) - correction(slack)
         return jnp.where(jnp.all(found.finite), log_density, -jnp.inf)
 
     return log_tilted

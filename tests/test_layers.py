@@ -36,6 +36,7 @@ LAYERS = (
         "_fresh",
         "_journal",
         "_collective",
+        "_noise",
         "_path",
         "_chains",
         "_work",

@@ -1,0 +1,60 @@
+"""The correction for the noise of averaged simulations, against integrals over that noise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.special
+import scipy.stats
+
+from numpyro_epi._noise import correction
+
+
+def exponents(variance_of_mean, count):
+    """Any numbers with this estimate of the variance of their mean."""
+    some = np.arange(count, dtype=float)
+    return jnp.asarray(some / some.std(ddof=1) * np.sqrt(count * variance_of_mean))
+
+
+def mean_factor(variance, count, remedy):
+    """``E exp(noise of the mean - remedy)`` for normal noise, whose mean and spread are independent."""
+    degrees = count - 1
+
+    def integrand(x):
+        return np.exp(-remedy(variance * x / degrees)) * scipy.stats.chi2.pdf(x, degrees)
+
+    return np.exp(variance / 2) * scipy.integrate.quad(integrand, 0, np.inf, limit=200)[0]
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize(("count", "variance"), [(2, 0.1), (3, 0.15), (5, 0.2), (10, 0.3), (30, 0.5)])
+def test_exponential_is_right_on_average(count, variance):
+    ours = jax.jit(jax.vmap(lambda s: correction(jnp.sqrt(s) * exponents(1.0, count))))
+    nodes = np.linspace(0.0, 40 * variance, 4001)
+    table = np.asarray(ours(nodes))
+    found = mean_factor(variance, count, lambda s: np.interp(s, nodes, table))
+    plain = mean_factor(variance, count, lambda s: s / 2)
+    assert abs(np.log(found)) < 2e-4
+    assert abs(np.log(found)) < 0.1 * abs(np.log(plain))
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize("count", [2, 4, 9])
+@pytest.mark.parametrize("variance", [0.02, 0.2])
+def test_it_is_the_logarithm_of_the_unbiased_estimate(count, variance):
+    """But for the fourth order."""
+    b = (count - 1) / 2
+    exact = -np.log(scipy.special.hyp0f1(b, -b * variance / 2))
+    assert float(correction(exponents(variance, count))) == pytest.approx(exact, abs=(variance / 2) ** 4)
+
+
+def test_one_simulation_has_none():
+    assert float(correction(jnp.ones(1))) == 0.0
+    assert float(correction(jnp.ones(7))) == 0.0
+
+
+def test_it_grows_with_the_noise_without_bound():
+    """The unbiased estimate has zeros, where no chain could be."""
+    found = [float(correction(exponents(variance, 2))) for variance in (1.0, 5.0, 50.0, 500.0)]
+    assert np.all(np.isfinite(found)) and np.all(np.diff(found) > 0)
