@@ -36,7 +36,7 @@ def main():
     # 1. The question comes with a plugin. Its statistic jumps where the neurons lock to one another, and says so, so that
     #    `fit` takes no gradient through the simulation.
     problem = epi.get_problem("circuits.stg")
-    quick = {"max_steps": 100, "num_draws": 100, "start": epi.starts.Pilot(num_draws=200, batch=500)}
+    quick = {"max_steps": 50, "num_draws": 50, "start": epi.starts.Pilot(num_draws=200, batch=500)}
     if arguments.result:
         result = epi.load(arguments.result, problem)
     else:
