@@ -65,10 +65,11 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=["RNN N = 50"])
     parser.add_argument("--draws", nargs="*", type=int, default=[100, 1000, 10_000])
     parser.add_argument("--platforms", nargs="*", default=["cpu", "cuda"])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "devices.md")
+    parser.add_argument("--out", type=Path, help="benchmarks/results/devices-TABLE.md by default")
     arguments = parser.parse_args()
+    out = arguments.out or Path(__file__).parent / "results" / f"devices-{arguments.table}.md"
     rows = {"answers": _answers, "steps": _steps, "runs": _runs}[arguments.table](arguments)
-    with arguments.out.open("w") as table:
+    with out.open("w") as table:
         write_header(table, next(rows))
         for row in rows:
             write_row(table, row)

@@ -28,7 +28,7 @@ from ._loop import masked_moments
 from ._outcome import Certificate, Verdict
 from ._path import begins_at_base
 from ._problem import Problem
-from ._products import compiled, with_full_products
+from ._products import compiled
 from ._result import Result
 from ._types import Draws, Key, PerDraw
 
@@ -150,7 +150,6 @@ def tilt(
     return Tilt(found.x / scale, log_weight, value, reached)
 
 
-@with_full_products
 def certify(key: Key, result: Result, *, others: Sequence[Result] = (), num_draws: int | None = None) -> Certificate:
     """Estimate how far a result is from the maximum-entropy solution; `fit` does so at its end.
 
@@ -311,7 +310,7 @@ class _Columns(NamedTuple):
 
 
 def _correction(noise: np.ndarray, eta: np.ndarray) -> np.ndarray:
-    """``eta' S eta / 2``, nats, which is taken off the exponent: see `_path`."""
+    """``eta' S eta / 2``, nats, which is taken off the exponent: see `_noise`."""
     return 0.5 * (noise @ eta) @ eta if noise.shape[-1] == len(eta) else np.zeros(len(noise))
 
 

@@ -235,7 +235,6 @@ class Density(eqx.Module):
             path.append(self._conditional_mode(draws, {name: value}, path[-1].values if path else None))
         return path
 
-    @with_full_products
     def condition(
         self,
         key: Key,
@@ -290,7 +289,7 @@ class Density(eqx.Module):
             chain_method="vectorized",
             progress_bar=False,
         )
-        mcmc.run(chain_key, init_params=starts if num_chains > 1 else starts[0])
+        with_full_products(mcmc.run)(chain_key, init_params=starts if num_chains > 1 else starts[0])
         parts = mcmc.get_samples(group_by_chain=True).reshape(-1, len(index))
         sites = _derivatives.constrain(
             self.problem, jnp.broadcast_to(values, (len(parts), len(values))).at[:, index].set(parts)

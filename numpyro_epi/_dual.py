@@ -24,7 +24,7 @@ from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summa
 from ._path import ChainSettings, begins_at_base
 from ._pilot import approach
 from ._problem import Problem
-from ._products import compiled, with_full_products
+from ._products import compiled
 from ._types import Draws, Key
 from ._weighed import weigh_draws
 from ._work import solve_by_chains
@@ -188,7 +188,6 @@ class DualSolution(eqx.Module):
         return summary(title, lines, self.problem, self.verdict, self.eta)
 
 
-@with_full_products
 def solve_dual(
     key: Key,
     problem: Problem,

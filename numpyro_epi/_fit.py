@@ -21,14 +21,12 @@ from ._keys import checked_key, key_from_text
 from ._memory import MEMORY_SHARE, bytes_per_draw, free_memory
 from ._plan import Method, Plan
 from ._problem import LEAST_DRAWS, Problem, check_budget, get_problem, origin_arguments
-from ._products import with_full_products
 from ._result import Result
 from ._types import Key
 from .multipliers import AbstractMultiplierRule, Natural
 from .objectives import AbstractObjective
 
 
-@with_full_products
 def fit(
     key: Key,
     problem: Problem,
@@ -108,7 +106,6 @@ def fit(
         return plan.run(plan.begin(None, keeper, began=began), None, keeper, began=began, progress=_shows(progress))
 
 
-@with_full_products
 def resume(
     checkpoint: str | os.PathLike[str],
     problem: Problem | None = None,

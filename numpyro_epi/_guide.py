@@ -165,6 +165,7 @@ class AutoFlow(AutoContinuous):
         """
         return {self._site: _by_path(_partition(self.flow)[0])}
 
+    @with_full_products
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Array]:
         """Draw the parameters, given the model's arguments.
 

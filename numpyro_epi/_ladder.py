@@ -18,6 +18,7 @@ import scipy.special
 from jaxtyping import Array, Bool, Float
 
 from ._chains import WITHIN
+from ._noise import correction_for
 from ._path import Chains, ChainSettings, Path, first_collective_steps
 from ._problem import Problem
 from ._products import compiled
@@ -36,17 +37,18 @@ NUM_PRIOR_DRAWS, ELSEWHERE = 1024, 0.1
 
 
 class _Rung(NamedTuple):
-    """Each chain's ``T - target``, a mean of simulations, and what their noise leaves in its variance."""
+    """Each chain's ``T - target``, a mean of simulations, what their noise leaves in its variance, and their number."""
 
     slack: Float[np.ndarray, "N M"]
     noise: Float[np.ndarray, "N M M"]
+    num_simulations: int
 
     def exponent(self, eta: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
-        """Of ``p_eta`` over the base; see `_path` for the second term."""
-        return -self.slack @ eta - 0.5 * (self.noise @ eta) @ eta
+        """Of ``p_eta`` over the base, as the chains see it."""
+        return -self.slack @ eta - correction_for((self.noise @ eta) @ eta, self.num_simulations)
 
     def slope(self, eta: Float[np.ndarray, " M"], along: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
-        """How fast the exponent falls if ``eta`` moves along."""
+        """How fast the exponent falls if ``eta`` moves along, to the first order in the noise's variance."""
         return self.slack @ along + (self.noise @ eta) @ along
 
     def exponent_noise(self, eta: Float[np.ndarray, " M"]) -> float:
@@ -220,7 +222,7 @@ def _measured(problem: Problem, settings: ChainSettings, chains: Chains) -> _Run
     mean = simulations.mean(axis=1)
     deviations = simulations - mean[:, None]
     noise = np.einsum("nsi,nsj->nij", deviations, deviations) / (count * max(count - 1, 1))
-    return _Rung(mean - problem.target, noise)
+    return _Rung(mean - problem.target, noise, count)
 
 
 @compiled

@@ -3,9 +3,9 @@
 A transition is Hamiltonian Monte Carlo in coordinates scaled by the chains' spread, with jumps by the difference of two
 others; where steps are short, several trajectories are joined to one. Members of a plate also move together (`_collective`).
 With simulator noise ``T`` is a mean over several simulations, whose noise is part of the chain's state (a pseudo-marginal chain,
-Andrieu & Roberts 2009), and half the variance of ``eta . T`` over their number is taken off the exponent, since
-``E exp(-eta . mean) = exp(-eta . T + variance / 2 number)`` where the mean is normal (the penalty method, Ceperley & Dewing
-1999). Simulations may come in antithetic pairs, each of which then is one simulation of that sum (`_mirror`).
+Andrieu & Roberts 2009), and what that noise adds on average is taken off the exponent, from the variance of ``eta . T`` (the
+penalty method, Ceperley & Dewing 1999; `_noise`). Simulations may come in antithetic pairs, each of which then is one simulation
+of that sum (`_mirror`).
 """
 
 import math
@@ -436,7 +436,7 @@ class Path(eqx.Module):
 
     def _exponent(self, found: Measured, eta: Moments, reference: Scalar) -> Scalar:
         slack = (found.simulations - self._target(found.simulations.dtype)) @ eta
-        log_density = found.log_base - jnp.mean(slack) - (correction(slack) if slack.size > 1 else 0.0)
+        log_density = found.log_base - jnp.mean(slack) - correction(slack)
         if self.settings.within is not None:
             log_density = jnp.where((reference == 0) & ~self.is_within(found), -jnp.inf, log_density)
         if begins_at_base(self.problem):

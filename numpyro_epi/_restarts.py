@@ -72,10 +72,10 @@ class Fleet(eqx.Module):
         fleet = self
         while True:
             # Equinox hides the method behind the function's own type.
-            compiled = _run_many.lower(fleet, states, num_epochs).compile()  # type: ignore[attr-defined]
-            used = compiled.compiled.memory_analysis()
+            program = _run_many.lower(fleet, states, num_epochs).compile()  # type: ignore[attr-defined]
+            used = program.compiled.memory_analysis()
             if fleet.at_once == 1 or used is None or used.temp_size_in_bytes <= MEMORY_SHARE * free_memory():
-                return lambda states: compiled(fleet, states, num_epochs)
+                return lambda states: program(fleet, states, num_epochs)
             fleet = dataclasses.replace(fleet, at_once=(fleet.at_once + 1) // 2)
 
 

@@ -75,6 +75,7 @@ def tilted_model(result: Result, *, num_simulations: int = NUM_SIMULATIONS) -> C
     key = jax.random.fold_in(key_from_text(result.seed), 11)
     keys = jax.random.split(key, num_simulations if problem.simulator.noise else 1)
 
+    @with_full_products
     def model() -> None:
         values = _sample_parameters(problem)
         # Simulations are the factor's own business: no handler outside may see or seed their sites.
@@ -87,7 +88,6 @@ def tilted_model(result: Result, *, num_simulations: int = NUM_SIMULATIONS) -> C
     return model
 
 
-@with_full_products
 def sample_tilted(
     result: Result,
     key: Key,
@@ -251,7 +251,7 @@ def _run_chains(
     )
     # One chain is not batched.
     starts = starts if num_chains > 1 else jax.tree.map(lambda leaf: leaf[0], starts)
-    mcmc.run(
+    with_full_products(mcmc.run)(
         chain_key, init_params=starts, extra_fields=tuple(f"nuts.{name}" for name in ("potential_energy", *_STATS))
     )
     fields = jax.device_get(mcmc.get_extra_fields(group_by_chain=True))
@@ -292,7 +292,7 @@ def _finite_starts(
 
 
 def _groups(problem: Problem, sampled: Sampled, noise_key: Key, shape: tuple[int, int]) -> dict[str, xr.Dataset]:
-    measured = jax.device_get(compiled(_batch)(problem, noise_key, jnp.asarray(sampled.unconstrained)))
+    measured = jax.device_get(_measured_batch(problem, noise_key, jnp.asarray(sampled.unconstrained)))
     measured = measured._replace(log_density=sampled.log_density - measured.draw.log_det)
     found = _draw_groups(problem, measured, shape, ("posterior", "posterior_predictive", "sample_stats"))
     stats = {name: (SAMPLE_DIMS, values, {"kind": "quality"}) for name, values in sampled.stats.items()}
@@ -300,12 +300,15 @@ def _groups(problem: Problem, sampled: Sampled, noise_key: Key, shape: tuple[int
     return {name: group.assign_attrs(draws=_CHAINS) for name, group in found.items()}
 
 
+_measured_batch = compiled(_batch)
+
+
 def export_dual(solution: DualSolution, key: Key | None) -> Any:
     """See `DualSolution.to_arviz`."""
     problem, shape = solution.problem, solution.log_weight.shape
     noise_key = jax.random.fold_in(key_from_text(solution.seed), 7) if key is None else key
     flat = solution.unconstrained.reshape(-1, problem.dim)
-    measured = jax.device_get(compiled(_batch)(problem, noise_key, flat))
+    measured = jax.device_get(_measured_batch(problem, noise_key, flat))
     slack = (solution.moments.reshape(len(flat), -1) - problem.target) @ solution.eta
     log_base = measured.draw.log_prior if problem.base == "prior" else 0.0
     measured = measured._replace(log_density=log_base - slack - solution.log_normalizer)

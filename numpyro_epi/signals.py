@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._arguments import check_positive
+from ._products import with_full_products
 from ._types import Scalar, Sites
 from .statistics import statistic
 
@@ -43,6 +44,7 @@ def moving_average(signal: Float[Array, " T"], window: int) -> Float[Array, " S"
     return jnp.mean(jnp.stack([signal[i : i + count] for i in range(window)]), axis=0)
 
 
+@with_full_products
 def spectral_amplitude(
     signal: Float[Array, " T"], *, step: float, highest: float, resolution: float
 ) -> tuple[Float[Array, " F"], Float[Array, " F"]]:
@@ -69,6 +71,7 @@ def spectral_amplitude(
     return frequencies, jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1.0)), 0.0)
 
 
+@with_full_products
 def spectral_mean_frequency(
     signal: Float[Array, " T"], *, step: float, highest: float, resolution: float, sharpness: float
 ) -> Scalar:

@@ -107,7 +107,8 @@ class Gaussian(AbstractStart):
         except np.linalg.LinAlgError:
             raise ValueError(f"Expected a positive definite covariance; got {covariance.tolist()}.") from None
         noise = jax.random.normal(key, (self.num_draws, dim))
-        return Start(jnp.asarray(self.mean + noise @ cholesky.T), False, None, "Started from a Gaussian.")
+        draws = jnp.asarray(self.mean + jnp.matmul(noise, cholesky.T, precision="highest"))
+        return Start(draws, False, None, "Started from a Gaussian.")
 
 
 class Pilot(AbstractStart):

@@ -373,7 +373,7 @@ def test_settings_are_checked(settings, message):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "mirrored"),
-    [("linear_gaussian_simulator", False), ("linear_gaussian_simulator", True), ("noisy_spread", True)],
+    [("linear_gaussian_simulator", False), ("noisy_spread", False), ("noisy_spread", True)],
 )
 def test_noise_leaves_multipliers_right(name, mirrored):
     """The mean of few simulations alone would make them wrong: see the next test."""

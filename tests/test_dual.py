@@ -11,6 +11,7 @@ from chosen_problems import CHOSEN
 from problems import EXACT
 
 import numpyro_epi as epi
+from numpyro_epi import _dual
 
 ALL = {**EXACT, **CHOSEN}
 QUICK = epi.ChainSettings(num_chains=128, num_updates=80)
@@ -163,3 +164,23 @@ def test_proposals_that_find_nothing_say_so():
     solution = epi.solve_dual(jax.random.key(0), problem, method="adaptive")
     assert not solution.satisfied
     assert "Too few of the draws have the property" in solution.status_message
+
+
+@pytest.mark.slow
+def test_many_parameters_have_the_exact_answer():
+    """So many that no bridge is tried: the normaliser comes from chains that walk back to the base."""
+    dim, mean, std = 80, 0.5, 0.5
+
+    def model():
+        with numpyro.plate("units", dim):
+            numpyro.sample("z", dist.Normal(0.0, 1.0))
+
+    total = epi.statistic(name="total")(lambda sites: jnp.sum(sites["z"]) / np.sqrt(dim))
+    problem = epi.Problem(model, epi.EmergentProperty(epi.Target(total, mean=mean, std=std)))
+    assert problem.dim > _dual.MOST_BRIDGED
+    solution = epi.solve_dual(jax.random.key(0), problem, settings=QUICK)
+    assert solution.satisfied, str(solution)
+    # The total is a standard normal of the base, and normal in the answer; what is across is the base's.
+    np.testing.assert_allclose(solution.eta, [-mean, (1 / std**2 - 1) / 2], rtol=0.03)
+    exact = dim * 0.5 * np.log(2 * np.pi * np.e) + np.log(std)
+    assert abs(solution.entropy - exact) < 4 * solution.verdict.entropy_standard_error + 0.03

@@ -8,7 +8,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from numpyro_epi._noise import correction
+from numpyro_epi._noise import correction, correction_for
 
 
 def exponents(variance_of_mean, count):
@@ -28,7 +28,7 @@ def mean_factor(variance, count, remedy):
 
 
 @pytest.mark.usefixtures("double_precision")
-@pytest.mark.parametrize(("count", "variance"), [(2, 0.1), (3, 0.15), (5, 0.2), (10, 0.3), (30, 0.5)])
+@pytest.mark.parametrize(("count", "variance"), [(2, 0.1), (3, 0.15), (5, 0.2), (10, 0.3), (45, 0.67)])
 def test_exponential_is_right_on_average(count, variance):
     ours = jax.jit(jax.vmap(lambda s: correction(jnp.sqrt(s) * exponents(1.0, count))))
     nodes = np.linspace(0.0, 40 * variance, 4001)
@@ -47,6 +47,11 @@ def test_it_is_the_logarithm_of_the_unbiased_estimate(count, variance):
     b = (count - 1) / 2
     exact = -np.log(scipy.special.hyp0f1(b, -b * variance / 2))
     assert float(correction(exponents(variance, count))) == pytest.approx(exact, abs=(variance / 2) ** 4)
+
+
+def test_variances_of_means_have_the_same():
+    some = jnp.array([0.3, -0.2, 0.7, 0.1])
+    assert correction_for(np.var(some, ddof=1) / 4, 4) == pytest.approx(float(correction(some)), rel=1e-5)
 
 
 def test_one_simulation_has_none():

@@ -10,7 +10,6 @@ from problems import EXACT, SIMULATOR_COVARIANCE, SIMULATOR_MATRIX, SIMULATOR_NO
 
 import numpyro_epi as epi
 from numpyro_epi import _work, objectives, starts
-from numpyro_epi._noise import correction
 from numpyro_epi._path import ChainSettings
 from numpyro_epi._work import (
     LIGHT,
@@ -171,10 +170,7 @@ def test_pairs_are_chosen_where_neither_is_enough(monkeypatch):
 
 
 @pytest.mark.parametrize("variance", [0.1, 1.0, 4.0, 30.0])
-def test_correction_for_noise_has_a_small_error_of_its_own(variance):
-    """By simulation: what the variance of so few is off by, in the mean of exponentials."""
-    count = _work._fewest(variance)
-    noise = np.sqrt(variance) * np.random.default_rng(0).standard_normal((400_000, count))
-    weight = np.exp(noise.mean(axis=1) - np.asarray(jax.vmap(correction)(jnp.asarray(noise))))
-    standard_error = weight.std() / np.sqrt(len(weight))
-    assert abs(np.log(weight.mean())) < 4 * standard_error
+def test_as_few_as_keep_the_noise_within_its_bound(variance):
+    counts = np.arange(2, 200)
+    enough = variance / counts <= MAX_EXPONENT_NOISE * np.sqrt(counts - 1)
+    assert _work._fewest(variance) == counts[enough][0]

@@ -111,9 +111,7 @@ def _network() -> None:
     mean_m = numpyro.sample("M_m", dist.Uniform(-LARGEST_MEAN, LARGEST_MEAN))
     mean_n = numpyro.sample("M_n", dist.Uniform(-LARGEST_MEAN, LARGEST_MEAN))
     spread_m = numpyro.sample("Sigma_m", dist.Uniform(0.0, LARGEST_SPREAD))
-    with jax.default_matmul_precision("highest"):
-        state = solve(g, mean_m * mean_n, spread_m * mean_n)
-    for name, value in state._asdict().items():
+    for name, value in solve(g, mean_m * mean_n, spread_m * mean_n)._asdict().items():
         numpyro.deterministic(name, value)
 
 
@@ -125,6 +123,12 @@ def solve(g: Float[Array, ""], mean: Float[Array, ""], spread: Float[Array, ""])
         mean: ``M_m M_n``.
         spread: ``Sigma_m M_n``.
     """
+    # A GPU's shorter products would not let the iteration settle.
+    with jax.default_matmul_precision("highest"):
+        return _solve(g, mean, spread)
+
+
+def _solve(g: Float[Array, ""], mean: Float[Array, ""], spread: Float[Array, ""]) -> _State:
     fixed = [jax.lax.stop_gradient(value) for value in (g, mean, spread)]
     # A negative feedback of the mean would overshoot at a pace of 1/2.
     pace = jnp.stack([1.0 / (2.0 + jax.nn.relu(-fixed[1])), jnp.full_like(g, 0.5), jnp.full_like(g, 0.5)])
