@@ -1,7 +1,7 @@
 """Which couplings let the hub neuron of the stomatogastric ganglion burst at 0.55 Hz, and in which direction are they stiff?
 
 The first figure of Bittner et al. 2021 (eLife 10:e56265), from a registered problem to the sensitive direction: where the
-density of the answer falls fastest, the property is lost fastest. Run it with ``--quick`` for a rough answer in a minute, or
+density of the answer falls fastest, the property is lost fastest. Run it with ``--quick`` for a rough answer in minutes, or
 with ``--result FILE`` to draw a saved one.
 """
 
@@ -36,7 +36,7 @@ def main():
     # 1. The question comes with a plugin. Its statistic jumps where the neurons lock to one another, and says so, so that
     #    `fit` takes no gradient through the simulation.
     problem = epi.get_problem("circuits.stg")
-    quick = {"max_steps": 50, "num_draws": 50, "start": epi.starts.Pilot(num_draws=200, batch=500)}
+    quick = {"max_steps": 50, "num_draws": 50, "certify": False, "start": epi.starts.Pilot(num_draws=200, batch=500)}
     if arguments.result:
         result = epi.load(arguments.result, problem)
     else:
