@@ -115,9 +115,9 @@ def _alone(call: Callable, *arguments: Any) -> Any:
 
 def _memory(name: str) -> tuple[str, ...]:
     num_draws = 1000
-    compiled, call, objective = training_step(epi.get_problem(name), num_draws)
+    program, call, objective = training_step(epi.get_problem(name), num_draws)
     call()
-    megabytes = _megabytes(compiled.compiled)
+    megabytes = _megabytes(program.compiled)
     return name, str(num_draws), objective, f"{megabytes:.0f}", f"{peak_gigabytes():.2f}"
 
 

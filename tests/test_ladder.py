@@ -8,11 +8,12 @@ import pytest
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from problems import EXACT
 
 import numpyro_epi as epi
 from numpyro_epi import _ladder
 from numpyro_epi._ladder import descend
-from numpyro_epi._path import ChainSettings
+from numpyro_epi._path import ChainSettings, Path
 
 SETTINGS = ChainSettings(num_chains=256, num_transitions=4)
 DIM = 60
@@ -35,6 +36,19 @@ def test_shrunk_normal(eta):
     found, error = descend(problem, SETTINGS, draws, np.array([eta]), jax.random.key(1))
     assert abs(found - (eta * target - 0.5 * DIM * np.log1p(2 * eta))) < 4 * error + 0.02
     assert error < 0.25
+
+
+def test_a_rung_weighs_by_the_density_that_its_chains_follow():
+    """The correction for noise included, which is large here."""
+    exact = EXACT["linear_gaussian_simulator"]()
+    settings, eta = ChainSettings(num_chains=8, num_simulations=3), exact.multipliers
+    draws = jax.random.normal(jax.random.key(0), (8, exact.problem.dim))
+    chains = _ladder._begin(exact.problem, draws, jax.random.split(jax.random.key(1), 8), eta)
+    path = Path(exact.problem, settings)
+    followed, _ = jax.vmap(path._log_density, (0, 0, None))(chains.position, chains.noise, chains)
+    rung = _ladder._measured(exact.problem, settings, chains)
+    np.testing.assert_allclose(rung.exponent(eta) + path.measure(chains).log_base, followed, rtol=1e-4, atol=1e-4)
+    assert np.max(np.abs(rung.exponent(eta) + rung.slack @ eta + 0.5 * (rung.noise @ eta) @ eta)) > 0.1
 
 
 @pytest.mark.slow

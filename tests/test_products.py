@@ -3,6 +3,7 @@
 import ast
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from numpyro_epi import flows, objectives, signals
 from numpyro_epi._density import OfFlow, Tilted
 from numpyro_epi._guide import AutoFlow, FlowDistribution, FlowTransform
 from numpyro_epi._products import compiled, with_full_products
+from numpyro_epi._tilted import tilted_model
 from numpyro_epi._work import _inside
 
 FULL = (Precision.HIGHEST, Precision.HIGHEST)
@@ -122,6 +124,11 @@ def exact_density():
     return density.log_prob, (jnp.zeros(2),)
 
 
+def tilted_program():
+    result = SimpleNamespace(problem=problem(), eta=np.ones(2), seed="0,1")
+    return lambda key: numpyro.handlers.seed(tilted_model(result), key)(), (KEY,)
+
+
 def simulation():
     return problem().simulator.simulate, (KEY, {"z": jnp.zeros(2)})
 
@@ -137,7 +144,7 @@ PROGRAMS = {
     program.__name__: program
     for program in (
         *(evaluation, slope_of_evaluation, simulation, measurement, spectrum, prior, means),
-        *(guide, transform, guided_model, density_of_a_flow, exact_density),
+        *(guide, transform, guided_model, density_of_a_flow, exact_density, tilted_program),
     )
 } | {
     type(objective).__name__: partial(loss, objective)

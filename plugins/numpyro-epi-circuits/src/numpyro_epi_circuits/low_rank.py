@@ -123,7 +123,7 @@ def solve(g: Float[Array, ""], mean: Float[Array, ""], spread: Float[Array, ""])
         mean: ``M_m M_n``.
         spread: ``Sigma_m M_n``.
     """
-    # A GPU's shorter products would not let the iteration settle.
+    # The state is as exact as the products of its iteration, which GPUs shorten unless told.
     with jax.default_matmul_precision("highest"):
         return _solve(g, mean, spread)
 
