@@ -25,7 +25,7 @@ from ._journal import remembered
 from ._path import Chains, ChainSettings, Newton, Path, Record, resample, wanted_spreads
 from ._problem import Problem
 from ._products import compiled
-from ._types import Key, Moments
+from ._types import Draws, Key, Moments
 
 FAR = 0.03
 """Length of a Newton step beyond its noise, in standard deviations, up to which its end may enter the average."""
@@ -44,6 +44,12 @@ they are far: two of a hundred chains at six, for 250 units of a network."""
 
 SMALL = 0.3
 """Largest multiplier, times its statistic's standard deviation, below which precision is not relative any more."""
+
+NUM_POPULATIONS, SCOUT_MOVES = 3, 2
+"""Populations that walk the path: one finds it, one estimates the normaliser, and one only looks for modes that these lost."""
+
+PER_CHAIN = ("position", "log_weight", "noise")
+"""Fields of `Chains` with an entry for every chain."""
 
 VIOLATION_ERROR = 0.02
 """Standard error of a mean moment, in standard deviations, up to which rounds go on: its 95 % interval then lies within the
@@ -65,6 +71,8 @@ class Solved(NamedTuple):
         within: See `ChainSettings`.
         num_rounds: Rounds at fixed multipliers.
         num_simulations: Model runs used, gradients included.
+        independent: Draws of ``p_eta`` by a population that walked the path on its own and had no part in the rest, shape
+            [chains, D].
     """
 
     eta: Float[np.ndarray, " M"]
@@ -78,6 +86,7 @@ class Solved(NamedTuple):
     within: float | None
     num_rounds: int
     num_simulations: int
+    independent: Float[Array, "chains D"]
 
     def settled(self, target: Float[np.ndarray, " M"], tolerance: float) -> bool:
         """Whether every mean of the draws' moments is within ``tolerance`` standard deviations of its target."""
@@ -107,9 +116,12 @@ def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
 def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved, bool]:
     """What was found, and whether the chains got lost."""
     walk_key, round_key = jax.random.split(key)
-    chains = remembered(_walk, problem, settings, walk_key)
+    *populations, scout = _walk(problem, settings, walk_key)
+    last = populations[-1]
+    pooled = {n: jnp.concatenate([getattr(each, n) for each in populations]) for n in PER_CHAIN}
+    chains = last._replace(**pooled)
     kept: list[Newton] = []
-    num_lost, last = 0, math.inf
+    num_lost, last_length = 0, math.inf
     scale = np.ones(len(problem.target))
     for number in range(settings.max_rounds):
         key_now = jax.random.fold_in(round_key, number)
@@ -128,13 +140,14 @@ def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved,
         violation_error = np.sqrt(np.diagonal(covariance @ error @ covariance))
         precise = precise and np.all(violation_error <= VIOLATION_ERROR * scale)
         # A step is one standard deviation long at most: chains that come nearer by it are on their way.
-        num_lost = num_lost + 1 if LOST < newton.length and last - 0.5 < newton.length else 0
-        last = float(newton.length)
+        num_lost = num_lost + 1 if LOST < newton.length and last_length - 0.5 < newton.length else 0
+        last_length = float(newton.length)
         if not np.all(np.isfinite(ends)) or (precise and not far) or num_lost == MOST_LOST:
             break
-    moves = 2 * (settings.num_updates + (number + 1) * settings.num_draws)
+    moves = NUM_POPULATIONS * settings.num_updates + 2 * (number + 1) * settings.num_draws + SCOUT_MOVES
     per_evaluation = settings.num_simulations if problem.simulator.noise else 1
     eta = ends.mean(axis=0)
+    independent = remembered(_arrive, problem, settings, scout, jnp.asarray(eta, scout.eta.dtype), round_key)
     found = Solved(
         eta=eta,
         error=error,
@@ -146,6 +159,7 @@ def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved,
         acceptance=float(jnp.mean(record.acceptance)),
         within=settings.within,
         num_rounds=number + 1,
+        independent=independent,
         num_simulations=settings.num_chains * moves * settings.num_evaluations(problem) * per_evaluation,
     )
     return found, num_lost == MOST_LOST
@@ -165,33 +179,50 @@ def _log_normalizer(problem: Problem, chains: Chains, record: Record, eta: Float
     return float(chains.log_normalizer + change)
 
 
+def _walk(problem: Problem, settings: ChainSettings, key: Key) -> list[Chains]:
+    """Populations at the end of the path: the first one finds it, the others walk it again with chains of their own."""
+    keys = jax.random.split(key, NUM_POPULATIONS)
+    etas, first = remembered(
+        _population,
+        problem,
+        settings,
+        keys[0],
+        jnp.zeros((), bool),
+        jnp.zeros((settings.num_updates, len(problem.constraints))),
+    )
+    again = [remembered(_population, problem, settings, k, jnp.ones((), bool), etas)[1] for k in keys[1:]]
+    return [first, *again]
+
+
 @compiled
-def _walk(problem: Problem, settings: ChainSettings, key: Key) -> Chains:
-    """Both populations at the end of the path, in one; the normaliser is the second one's."""
+def _population(
+    problem: Problem, settings: ChainSettings, key: Key, planned: Array, plan: Float[Array, "updates M"]
+) -> tuple[Float[Array, "updates M"], Chains]:
+    """One population from the reference to the solution, along a plan of multipliers or one that it finds itself."""
     path = Path(problem, settings)
-    numbers = jnp.arange(settings.num_updates)
+    start_key, path_key, late_key = jax.random.split(key, 3)
+    chains, first = path.start(start_key)
 
-    def population(plan: tuple[Array, Array], key: Key):
-        planned, etas = plan
-        start_key, path_key, late_key = jax.random.split(key, 3)
-        chains, first = path.start(start_key)
+    def update(chains: Chains, step: tuple[Array, Moments, Key]) -> tuple[Chains, Moments]:
+        number, eta, key = step
+        chains = path.update(chains, number, key, first, planned=planned, eta=eta)
+        return chains, chains.eta
 
-        def update(chains: Chains, step: tuple[Array, Moments, Key]) -> tuple[Chains, Moments]:
-            number, eta, key = step
-            chains = path.update(chains, number, key, first, planned=planned, eta=eta)
-            return chains, chains.eta
+    keys = jax.random.split(path_key, settings.num_updates)
+    chains, found = jax.lax.scan(update, chains, (jnp.arange(settings.num_updates), plan, keys))
+    late = jnp.mean(found[-(settings.num_updates // 5) :], axis=0)
+    chains = path.reweigh(chains, path.measure(chains), late, jnp.zeros_like(chains.reference))
+    return found, resample(chains, late_key)
 
-        keys = jax.random.split(path_key, settings.num_updates)
-        chains, found = jax.lax.scan(update, chains, (numbers, etas, keys))
-        late = jnp.mean(found[-(settings.num_updates // 5) :], axis=0)
-        chains = path.reweigh(chains, path.measure(chains), late, jnp.zeros_like(chains.reference))
-        return (jnp.ones_like(planned), found), resample(chains, late_key)
 
-    plan = (jnp.zeros((), bool), jnp.zeros((settings.num_updates, len(problem.constraints))))
-    _, both = jax.lax.scan(population, plan, jax.random.split(key))
-    last = jax.tree.map(lambda x: x[-1], both)
-    pooled = {n: getattr(both, n).reshape(-1, *getattr(both, n).shape[2:]) for n in ("position", "log_weight", "noise")}
-    return last._replace(**pooled)
+@compiled
+def _arrive(problem: Problem, settings: ChainSettings, chains: Chains, eta: Moments, key: Key) -> Draws:
+    """Draws at the solution's multipliers, by chains that stand a little before them."""
+    path = Path(problem, settings)
+    resample_key, *move_keys = jax.random.split(key, 1 + SCOUT_MOVES)
+    chains = path.reweigh(chains, path.measure(chains), eta, chains.reference)
+    chains = resample(chains, resample_key)
+    return jax.lax.scan(lambda c, k: (path.move(c, k)[0], None), chains, jnp.stack(move_keys))[0].position
 
 
 @compiled

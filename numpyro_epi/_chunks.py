@@ -135,8 +135,8 @@ def given_up(records: EpochRecord) -> bool:
 
 
 def violations(records: EpochRecord, problem: Problem) -> np.ndarray:
-    """Distance from the targets in standard deviations, epochs by constraints."""
-    scale = np.maximum(np.asarray(records.scale), np.finfo(np.float32).tiny)
+    """Distance from the targets in units of their scale (`Problem.scale`), epochs by constraints."""
+    scale = np.maximum(problem.scale(np.asarray(records.scale)), np.finfo(np.float32).tiny)
     return (np.asarray(records.moment) - problem.target) / scale
 
 

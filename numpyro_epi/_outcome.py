@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from flowjax.distributions import AbstractDistribution
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ._html import escape, table
 from ._problem import Problem
@@ -49,13 +49,16 @@ class Verdict(NamedTuple):
 
     Attributes:
         mean: ``E[T]``, shape [M], in the moments' units.
-        scale: Standard deviation of ``T`` under the guide, shape [M].
+        scale: Unit in which deviations from the targets are measured, shape [M]: the requested standard deviation where
+            there is one, else the moment's own, see `Problem.scale`.
         standard_error: Of ``mean``, shape [M].
         entropy: Differential entropy of the parameters' distribution, nats.
         entropy_standard_error: Of ``entropy``, nats.
         base_entropy: ``-KL(q || base)``, nats.
         finite_share: Share of draws with finite moments.
         num_draws: Fresh draws used.
+        heavy_tailed: Which moments have a standard deviation that few draws make, shape [M]; their scale is that of the
+            other draws. ``None`` where it was not looked at.
     """
 
     mean: Float[np.ndarray, " M"]
@@ -66,6 +69,7 @@ class Verdict(NamedTuple):
     base_entropy: float
     finite_share: float
     num_draws: int
+    heavy_tailed: Bool[np.ndarray, " M"] | None = None
 
     def violation(self, target: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
         """``(E[T] - target) / scale``; infinite where a moment off its target does not vary."""
@@ -73,7 +77,7 @@ class Verdict(NamedTuple):
             return np.where(self.mean == target, 0.0, (self.mean - target) / self.scale)
 
     def satisfies(self, target: Float[np.ndarray, " M"], tolerance: float) -> Float[np.ndarray, " M"]:
-        """Which constraints pass the equivalence test: a 95 % interval within ``tolerance`` standard deviations."""
+        """Which constraints pass the equivalence test: a 95 % interval within ``tolerance`` of the scale."""
         margin = 1.96 * self.standard_error
         return np.abs(self.mean - target) + margin <= tolerance * self.scale
 

@@ -3,6 +3,7 @@
 import builtins
 import copy
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -10,7 +11,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from ._arguments import check_count
 from ._html import escape, table
@@ -140,6 +141,20 @@ class Problem(eqx.Module):
     def target(self) -> np.ndarray:
         """Targets of the constrained moments, shape [M], each in its own unit."""
         return np.array([constraint.target for constraint in self.constraints])
+
+    def scale(self, own: Float[np.ndarray, "*batch M"]) -> Float[np.ndarray, "*batch M"]:
+        """The unit in which deviations of the moments from their targets are measured.
+
+        Where a standard deviation ``s`` was requested, ``s`` for the mean and ``2 s^2`` for the variance, so that a
+        deviation of the variance by .05 units is one of the achieved standard deviation by 5 %. Elsewhere the moments'
+        own standard deviation.
+
+        Args:
+            own: Standard deviations of the moments, shape [..., M].
+        """
+        spreads = {c.statistic: math.sqrt(c.target) for c in self.constraints if c.order == 2}
+        wanted = [spreads.get(c.statistic, np.nan) if c.order == 1 else 2 * c.target for c in self.constraints]
+        return np.where(np.isfinite(wanted), np.asarray(wanted), own)
 
     @builtins.property  # The field of that name hides the decorator from type checkers.
     def differentiable(self) -> bool:

@@ -28,6 +28,7 @@ from flowjax.bijections import (
 from flowjax.bijections import Coupling as CouplingBijection
 from flowjax.bijections import MaskedAutoregressive as MaskedAutoregressiveBijection
 from flowjax.distributions import AbstractDistribution, Normal, StandardNormal, Transformed, VmapMixture
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._arguments import as_number, check_bool, check_count, check_instance, check_positive
@@ -87,6 +88,19 @@ def fixed_permutation(key: Key, dim: int) -> AbstractBijection:
     return Permute(jnp.concatenate([moved, kept]))
 
 
+class Triangular(TriangularAffine):
+    """flowjax's ``TriangularAffine`` with a fast inverse.
+
+    The matrix is inverted once for a whole batch. flowjax solves a triangular system for every draw, which made the
+    density of a default flow and its gradient ten times slower on a CPU.
+    """
+
+    def inverse_and_log_det(self, y, condition=None):
+        matrix = paramax.unwrap(self.triangular)
+        inverse = solve_triangular(matrix, jnp.eye(len(y), dtype=matrix.dtype), lower=self.lower)
+        return inverse @ (y - self.loc), -jnp.sum(jnp.log(jnp.abs(jnp.diag(matrix))))
+
+
 def learnt_linear(key: Key, dim: int) -> AbstractBijection:
     """A permutation followed by a trainable lower and upper triangular map (Kingma & Dhariwal 2018, section 3.2)."""
     identity = jnp.eye(dim)
@@ -94,8 +108,8 @@ def learnt_linear(key: Key, dim: int) -> AbstractBijection:
     return Chain(
         [
             fixed_permutation(key, dim),
-            TriangularAffine(zeros, identity, lower=False),
-            TriangularAffine(zeros, identity, lower=True),
+            Triangular(zeros, identity, lower=False),
+            Triangular(zeros, identity, lower=True),
         ]
     )
 
@@ -260,7 +274,7 @@ def with_mixture_base(
 
 def with_affine(flow: AbstractDistribution, loc: Float[Array, " D"], cholesky: Float[Array, "D D"]) -> Transformed:
     """Follow a flow by the trainable map ``x -> loc + cholesky x``: it then starts at this mean and covariance."""
-    return Transformed(flow, TriangularAffine(loc, cholesky, lower=True))
+    return Transformed(flow, Triangular(loc, cholesky, lower=True))
 
 
 def mixture(members: Sequence[AbstractDistribution], shares: Float[ArrayLike, " K"]) -> VmapMixture:
@@ -304,7 +318,7 @@ def _stack(
         return Chain([conditional(conditional_key), *norm, mixing(mixing_key, dim)])
 
     stages = Scan(eqx.filter_vmap(stage)(jr.split(key, num_stages)))
-    closing = [TriangularAffine(jnp.zeros(dim), jnp.eye(dim), lower=True)] if closing_affine else []
+    closing = [Triangular(jnp.zeros(dim), jnp.eye(dim), lower=True)] if closing_affine else []
     base = StandardNormal((dim,))  # type: ignore[call-arg]  # As in flip.
     return Transformed(base, Chain([stages, *closing]))
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ._arguments import as_number, check_count, check_positive
 from ._types import Key, Metric, Moments, Scalar
 
-__all__ = ["AbstractMultiplierRule", "EpochSummary", "GrowingPenalty", "Natural"]
+__all__ = ["AbstractMultiplierRule", "EpochSummary", "Fixed", "GrowingPenalty", "Natural"]
 
 
 class EpochSummary(NamedTuple):
@@ -107,6 +107,38 @@ class Natural(AbstractMultiplierRule[NaturalState]):
 
     def _metric(self, covariance: Metric) -> Metric:
         return self.penalty * shrunk_inverse(covariance, self.shrinkage)
+
+
+class Fixed(AbstractMultiplierRule[NaturalState]):
+    """Multipliers and metric stay what they are at the start: for starts that solved the dual.
+
+    `fit` takes it in place of `Natural` where the start knows the multipliers. Updates from the guide's own draws would
+    follow the guide's errors: a few draws far from the property inflate the moments' covariance and with it the steps
+    of the multipliers.
+
+    Attributes:
+        penalty: Dimensionless factor of the metric ``P = penalty C^-1``, of order 1.
+        steps_per_epoch: Optimiser steps between two records.
+        shrinkage: Weight of the identity in the correlation matrix.
+    """
+
+    penalty: float = 2.0
+    steps_per_epoch: int = 25
+    shrinkage: float = 0.01
+    anneals = False
+
+    def __check_init__(self):
+        check_positive(penalty=self.penalty)
+        check_count("steps_per_epoch", self.steps_per_epoch)
+        if not 0 < as_number(self.shrinkage) <= 1:
+            raise ValueError(f"Expected 0 < shrinkage <= 1; got {self.shrinkage!r}.")
+
+    def init(self, key: Key, covariance: Metric) -> NaturalState:
+        metric = self.penalty * shrunk_inverse(covariance, self.shrinkage)
+        return NaturalState(jnp.zeros_like(covariance[0]), metric, covariance)
+
+    def update(self, state: NaturalState, epoch: EpochSummary) -> NaturalState:
+        return state
 
 
 class GrowingPenaltyState(NamedTuple):

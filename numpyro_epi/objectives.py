@@ -15,8 +15,8 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from flowjax.distributions import AbstractDistribution
-from jaxtyping import Array, Float, PRNGKeyArray
+from flowjax.distributions import AbstractDistribution, VmapMixture
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._arguments import check_bool, check_instance, check_positive
 from ._problem import Evaluation, Problem
@@ -152,7 +152,11 @@ class Pathwise(AbstractObjective):
         weights = batch.finite.astype(log_q.dtype)
         violations = batch.moments - lagrangian.target
         loss = _weighted_mean(_relative(batch), weights) + lagrangian.eta @ _weighted_mean(violations, weights)
-        return loss + self.penalty(violations, weights, lagrangian.metric), batch
+        loss = loss + self.penalty(violations, weights, lagrangian.metric)
+        if _has_mixture(flow):
+            # A draw's component is discrete: no path leads from it to the mixture's weights.
+            loss = loss + _score_term(_only_mixture_weights(flow), u, batch, lagrangian)
+        return loss, batch
 
 
 class Score(AbstractObjective):
@@ -170,17 +174,28 @@ class Score(AbstractObjective):
         batch = jax.lax.stop_gradient(_run(noise_key, u, log_q, evaluate, lagrangian.target))
         weights = batch.finite.astype(log_q.dtype)
         violations = batch.moments - lagrangian.target
-        # Gradient of 1/2 R'PR is (PR).grad R: for draw n, R is replaced by the others' mean, which is independent of n.
-        others = _leave_one_out(violations, weights)
-        linear = _relative(batch) + violations @ lagrangian.eta
-        own = linear + jnp.sum((violations @ lagrangian.metric) * others, axis=1)
-        baseline = _leave_one_out(linear[:, None], weights)[:, 0] + jnp.sum(
-            (others @ lagrangian.metric) * others, axis=1
-        )
-        coefficient = jnp.where(batch.finite, own - baseline, 0.0)
-        surrogate = _weighted_mean(coefficient * log_q, weights)
-        value = _weighted_mean(linear, weights) + u_statistic(violations, weights, lagrangian.metric)
-        return surrogate + jax.lax.stop_gradient(value - surrogate), batch
+        value = _weighted_mean(_relative(batch) + violations @ lagrangian.eta, weights)
+        value = value + u_statistic(violations, weights, lagrangian.metric)
+        return value + _score_surrogate(log_q, batch, lagrangian), batch
+
+
+def _score_term(flow: AbstractDistribution, u: Draws, batch: Batch, lagrangian: Lagrangian) -> Scalar:
+    """Zero, with the score-function gradient of the loss with respect to what is trainable in this flow."""
+    return _score_surrogate(flow.log_prob(jax.lax.stop_gradient(u)), jax.lax.stop_gradient(batch), lagrangian)
+
+
+def _score_surrogate(log_q: PerDraw, batch: Batch, lagrangian: Lagrangian) -> Scalar:
+    """Zero, with the gradient ``mean((own - baseline) grad log q)`` of the augmented Lagrangian."""
+    weights = batch.finite.astype(log_q.dtype)
+    violations = batch.moments - lagrangian.target
+    # Gradient of 1/2 R'PR is (PR).grad R: for draw n, R is replaced by the others' mean, which is independent of n.
+    others = _leave_one_out(violations, weights)
+    linear = _relative(batch) + violations @ lagrangian.eta
+    own = linear + jnp.sum((violations @ lagrangian.metric) * others, axis=1)
+    baseline = _leave_one_out(linear[:, None], weights)[:, 0] + _unbiased_square(violations, others, weights, lagrangian.metric)
+    coefficient = jax.lax.stop_gradient(jnp.where(batch.finite, own - baseline, 0.0))
+    surrogate = _weighted_mean(coefficient * jnp.where(batch.finite, log_q, 0.0), weights)
+    return surrogate - jax.lax.stop_gradient(surrogate)
 
 
 LEAST_ANCHORS = 500
@@ -226,6 +241,37 @@ def mean_log_density(key: PRNGKeyArray, flow: AbstractDistribution, draws: Draws
     """Mean log density, nats, of ``num_draws`` of the draws, picked with replacement."""
     picked = jax.random.randint(key, (num_draws,), 0, draws.shape[0])
     return jnp.mean(flow.log_prob(draws[picked]))
+
+
+def _unbiased_square(violations: MomentDraws, others: MomentDraws, weights: PerDraw, metric: Metric) -> PerDraw:
+    """``R' P R`` by all draws but one, without the bias of a squared mean.
+
+    A biased baseline has a mean other than the coefficient's, which is no harm only where ``E grad log q`` is zero: not for
+    a guide that is truncated to finite simulations.
+    """
+    square = jnp.sum((others @ metric) * others, axis=1)
+    own = jnp.sum((violations @ metric) * violations, axis=1)
+    mean_square = _leave_one_out(own[:, None], weights)[:, 0]
+    return square - (mean_square - square) / jnp.maximum(jnp.sum(weights) - weights - 1.0, 1.0)
+
+
+def _is_mixture(node: PyTree) -> bool:
+    return isinstance(node, VmapMixture)
+
+
+def _has_mixture(flow: AbstractDistribution) -> bool:
+    return any(map(_is_mixture, jax.tree.leaves(flow, is_leaf=_is_mixture)))
+
+
+def _only_mixture_weights(flow: PyTree) -> PyTree:
+    """The flow with every mixture's weights trainable and nothing else."""
+
+    def freeze(node: PyTree) -> PyTree:
+        if not _is_mixture(node):
+            return _frozen(node)
+        return eqx.tree_at(lambda mixture: mixture.dist, node, _only_mixture_weights(node.dist))
+
+    return jax.tree.map(freeze, flow, is_leaf=_is_mixture)
 
 
 def _frozen(flow: AbstractDistribution) -> AbstractDistribution:

@@ -18,7 +18,7 @@ from ._path import ChainSettings, begins_at_base
 from ._pilot import approach, resample
 from ._problem import Problem
 from ._products import compiled
-from ._types import Draws, Key, Moments, Numbers
+from ._types import Draws, Key, Metric, Moments, Numbers
 from ._weighed import Weighed, weigh_draws
 from ._work import expensive, has_large_noise, solve_by_chains
 
@@ -35,6 +35,9 @@ class Start(NamedTuple):
             the loop goes on comparing the guide with them. ``None`` where it does not.
         message: What was done, in a sentence.
         known: What else is known of the solution, where the draws were weighed to it.
+        covariance: Of the moments under the solution, shape [M, M], where the multipliers are known.
+        independent: Draws of the solution that had no part in ``draws``, shape [K, D]: they may show that modes are missing.
+        log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats, where it is known.
     """
 
     draws: Draws
@@ -42,6 +45,9 @@ class Start(NamedTuple):
     eta: Moments | None
     message: str
     known: Known | None = None
+    covariance: Metric | None = None
+    independent: Draws | None = None
+    log_normalizer: float | None = None
 
 
 class AbstractStart(eqx.Module):
@@ -182,8 +188,19 @@ def _weighed_start(weighed: Weighed, num_simulations: int) -> Start:
         f"{num_simulations:.1e} simulations."
     )
     khat = pareto_khat(np.exp(weighed.log_weight))
+    weight = np.exp(weighed.log_weight)
+    centred = weighed.moments - weight @ weighed.moments
+    covariance = (centred * weight[:, None]).T @ centred
     known = Known(columns[:, -1], weighed.log_normalizer, weighed.ess, khat, num_simulations)
-    return Start(draws, True, jnp.asarray(weighed.eta, draws.dtype), message, known)
+    return Start(
+        draws,
+        True,
+        jnp.asarray(weighed.eta, draws.dtype),
+        message,
+        known,
+        covariance=jnp.asarray(covariance, draws.dtype),
+        log_normalizer=float(weighed.log_normalizer),
+    )
 
 
 class Chains(AbstractStart):
@@ -220,7 +237,16 @@ class Chains(AbstractStart):
             f"Started from {len(draws)} draws of {settings.num_chains} chains that solved the dual with "
             f"{solution.num_simulations:.1e} simulations."
         )
-        return Start(draws, True, jnp.asarray(solution.eta, draws.dtype), message)
+        moments = np.asarray(solution.moments, float).reshape(len(draws), -1)
+        return Start(
+            draws,
+            True,
+            jnp.asarray(solution.eta, draws.dtype),
+            message,
+            covariance=jnp.asarray(np.atleast_2d(np.cov(moments.T)), draws.dtype),
+            independent=solution.independent,
+            log_normalizer=float(solution.log_normalizer),
+        )
 
 
 def default(problem: Problem) -> AbstractStart:
