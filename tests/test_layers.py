@@ -44,6 +44,8 @@ LAYERS = (
         "_pilot",
         "_certificate",
         "_weighed",
+        "_dual_weights",
+        "_dual_chains",
         "_dual",
         "starts",
         "_optimizer",
