@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _ADVICE = {
-    "chains": "Some mean is not within the tolerance. Give more chains (settings=ChainSettings(num_chains=...)).",
+    "chains": "Some mean is not within the tolerance. Give more and longer chains (settings=ChainSettings(num_chains=..., "
+    "num_draws=...)).",
     "reweight": "Too few of the prior's draws have the property. Use method='chains'.",
     "adaptive": "Too few of the draws have the property. Use method='chains'.",
 }
