@@ -14,6 +14,7 @@ from ._dual import DualSolution, solve_dual
 from ._fit import fit, resume
 from ._fresh import bittner2021_test
 from ._guide import AutoFlow
+from ._nested import NestedEvidence, NestedSampling
 from ._outcome import STATUS, Certificate, Restarts
 from ._path import ChainSettings
 from ._problem import Problem, get_problem, list_problems
@@ -44,6 +45,8 @@ __all__ = [
     "DualSolution",
     "EmergentProperty",
     "Mode",
+    "NestedEvidence",
+    "NestedSampling",
     "PluginError",
     "Problem",
     "Restarts",

@@ -25,6 +25,7 @@ from jaxtyping import Array, Float
 from ._arguments import check_count, check_instance
 from ._keys import checked_key
 from ._loop import masked_moments
+from ._nested import NestedSampling, add_second_opinion
 from ._outcome import Certificate, Verdict
 from ._path import begins_at_base
 from ._problem import Problem
@@ -150,7 +151,14 @@ def tilt(
     return Tilt(found.x / scale, log_weight, value, reached)
 
 
-def certify(key: Key, result: Result, *, others: Sequence[Result] = (), num_draws: int | None = None) -> Certificate:
+def certify(
+    key: Key,
+    result: Result,
+    *,
+    others: Sequence[Result] = (),
+    num_draws: int | None = None,
+    second_opinion: NestedSampling | None = None,
+) -> Certificate:
     """Estimate how far a result is from the maximum-entropy solution; `fit` does so at its end.
 
     The estimate is as good as the draws it is made from: those of the result's guide, of the base measure, and of the other
@@ -163,8 +171,11 @@ def certify(key: Key, result: Result, *, others: Sequence[Result] = (), num_draw
         others: Further results for the same problem, which look for modes that this one lost.
         num_draws: Draws of every guide and of the base; 20,000 by default, or 4,000 of 16 simulations each where the model
             has noise of its own.
+        second_opinion: Nested sampling of the solution, which shows modes that no draw of the certificate has seen. Needs
+            BlackJAX (``pip install 'numpyro-epi[nested]'``), a proper prior and a model without noise of its own.
 
     Raises:
+        ImportError: If a second opinion is asked for and BlackJAX is not installed.
         ValueError: If the multipliers are not finite, ``num_draws`` is below 100, or another result is for other constraints.
 
     References:
@@ -183,7 +194,11 @@ def certify(key: Key, result: Result, *, others: Sequence[Result] = (), num_draw
                 f"Expected results for one problem; got {result.problem.name!r} and {other.problem.name!r}."
             )
     flows = [other.flow for other in others]
-    return assess(key, result.problem, result.flow, result.eta, others=flows, num_draws=num_draws)
+    found = assess(key, result.problem, result.flow, result.eta, others=flows, num_draws=num_draws)
+    if second_opinion is None:
+        return found
+    check_instance("second_opinion", second_opinion, NestedSampling, "NestedSampling(...)")
+    return add_second_opinion(jax.random.fold_in(key, 1), result.problem, found, second_opinion)
 
 
 def cost(problem: Problem, num_proposals: int, num_draws: int | None = None) -> int:

@@ -22,7 +22,7 @@ import scipy.special
 from jaxtyping import Array, Float
 
 from ._journal import remembered
-from ._path import Chains, ChainSettings, Newton, Path, Record, resample, wanted_spreads
+from ._path import Chains, ChainSettings, Newton, Path, Record, group_means, resample, wanted_spreads
 from ._problem import Problem
 from ._products import compiled
 from ._types import Draws, Key, Moments
@@ -61,9 +61,10 @@ class Solved(NamedTuple):
 
     Attributes:
         eta: Lagrange multipliers, shape [M], each in the inverse of its moment's unit.
-        error: Covariance of ``eta``'s Monte Carlo error, from the spread of the chains' own means, shape [M, M].
+        error: Covariance of ``eta``'s Monte Carlo error, from the spread between groups of chains, shape [M, M].
         violation_error: What that error makes of the violations: standard errors of ``E[T]`` under ``p_eta``, shape [M].
         converged: Whether the last step of the multipliers was within its noise.
+        precise: Whether the errors of ``eta`` and of the means are as small as the settings ask for.
         draws: Equally weighted draws of ``p_eta`` in unconstrained coordinates, shape [chains, draws, D].
         moments: ``T`` of those draws, measured with fresh noise, shape [chains, draws, M].
         log_normalizer: ``D(eta) = log of the integral of base exp(-eta . (T - target))``, nats: the dual's value.
@@ -73,12 +74,14 @@ class Solved(NamedTuple):
         num_simulations: Model runs used, gradients included.
         independent: Draws of ``p_eta`` by a population that walked the path on its own and had no part in the rest, shape
             [chains, D].
+        chains: As the last round left them.
     """
 
     eta: Float[np.ndarray, " M"]
     error: Float[np.ndarray, "M M"]
     violation_error: Float[np.ndarray, " M"]
     converged: bool
+    precise: bool
     draws: Float[Array, "chains draws D"]
     moments: Float[Array, "chains draws M"]
     log_normalizer: float
@@ -87,6 +90,7 @@ class Solved(NamedTuple):
     num_rounds: int
     num_simulations: int
     independent: Float[Array, "chains D"]
+    chains: Chains
 
     def settled(self, target: Float[np.ndarray, " M"], tolerance: float) -> bool:
         """Whether every mean of the draws' moments is within ``tolerance`` standard deviations of its target."""
@@ -144,8 +148,6 @@ def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved,
         last_length = float(newton.length)
         if not np.all(np.isfinite(ends)) or (precise and not far) or num_lost == MOST_LOST:
             break
-    moves = NUM_POPULATIONS * settings.num_updates + 2 * (number + 1) * settings.num_draws + SCOUT_MOVES
-    per_evaluation = settings.num_simulations if problem.simulator.noise else 1
     eta = ends.mean(axis=0)
     independent = remembered(_arrive, problem, settings, scout, jnp.asarray(eta, scout.eta.dtype), round_key)
     found = Solved(
@@ -153,6 +155,7 @@ def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved,
         error=error,
         violation_error=violation_error,
         converged=bool(np.all(np.isfinite(ends)) and not far),
+        precise=bool(precise),
         draws=jnp.swapaxes(record.draws, 0, 1),
         moments=jnp.swapaxes(record.moments, 0, 1),
         log_normalizer=_log_normalizer(problem, chains, record, eta),
@@ -160,15 +163,29 @@ def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved,
         within=settings.within,
         num_rounds=number + 1,
         independent=independent,
-        num_simulations=settings.num_chains * moves * settings.num_evaluations(problem) * per_evaluation,
+        num_simulations=cost(problem, settings, settings.num_updates + (number + 1) * settings.num_draws)
+        + cost(problem, settings, settings.num_updates + SCOUT_MOVES) // 2,
+        chains=chains,
     )
     return found, num_lost == MOST_LOST
 
 
+def cost(problem: Problem, settings: ChainSettings, num_moves: int) -> int:
+    """Model runs of so many moves of both populations."""
+    per_evaluation = settings.num_simulations if problem.simulator.noise else 1
+    return 2 * settings.num_chains * num_moves * settings.num_evaluations(problem) * per_evaluation
+
+
 def _averaged(rounds: list[Newton]) -> tuple[Float[np.ndarray, "N M"], Float[np.ndarray, "M M"]]:
-    """Ends of the rounds' steps by chain, and the covariance of their mean: chains are independent, rounds are not."""
+    """Ends of the rounds' steps by chain, and the covariance of their mean: groups are independent, rounds are not."""
     ends = np.mean([found.ends for found in rounds], axis=0)
-    return ends, np.atleast_2d(np.cov(ends.T)) / len(ends)
+    return ends, covariance_of_mean(ends)
+
+
+def covariance_of_mean(by_chain: Float[np.ndarray, "N M"]) -> Float[np.ndarray, "M M"]:
+    """Covariance of the mean over all chains, from the spread between their groups."""
+    means = group_means(by_chain)
+    return np.atleast_2d(np.cov(means.T)) / len(means)
 
 
 def _log_normalizer(problem: Problem, chains: Chains, record: Record, eta: Float[np.ndarray, " M"]) -> float:
@@ -225,12 +242,31 @@ def _arrive(problem: Problem, settings: ChainSettings, chains: Chains, eta: Mome
     return jax.lax.scan(lambda c, k: (path.move(c, k)[0], None), chains, jnp.stack(move_keys))[0].position
 
 
-@compiled
 def _round(problem: Problem, settings: ChainSettings, chains: Chains, key: Key) -> tuple[Chains, Record, Newton]:
     """Run at fixed multipliers, then step to where the dual's Newton model has its minimum."""
-    path = Path(problem, settings)
     move_key, resample_key = jax.random.split(key)
-    chains, record = path.sample(chains, move_key)
+    chains, record = sample(problem, settings, chains, move_key)
+    chains, newton = _step(problem, settings, chains, record, resample_key)
+    return chains, record, newton
+
+
+@compiled
+def sample(problem: Problem, settings: ChainSettings, chains: Chains, key: Key) -> tuple[Chains, Record]:
+    """Run at fixed multipliers."""
+    return Path(problem, settings).sample(chains, key)
+
+
+@compiled
+def _step(problem: Problem, settings: ChainSettings, chains: Chains, record: Record, key: Key) -> tuple[Chains, Newton]:
+    path = Path(problem, settings)
     newton, step = path.newton(chains, record)
+    chains = path.adapt(chains, jnp.mean(record.acceptance))
     chains = path.reweigh(chains, path.measure(chains), chains.eta + step, chains.reference)
-    return resample(chains, resample_key), record, newton
+    return resample(chains, key), newton
+
+
+@compiled
+def move_to(problem: Problem, settings: ChainSettings, chains: Chains, key: Key, eta: Moments) -> Chains:
+    """Weigh the chains for these multipliers and resample them."""
+    path = Path(problem, settings)
+    return resample(path.reweigh(chains, path.measure(chains), eta, chains.reference), key)

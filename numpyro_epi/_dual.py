@@ -2,54 +2,44 @@
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flowjax.distributions import AbstractDistribution, MultivariateNormal, VmapMixture
 from jaxtyping import Array, Float
-from numpyro.diagnostics import effective_sample_size, split_gelman_rubin
-from scipy.cluster.vq import kmeans2
 
 from ._arguments import check_instance, check_positive
-from ._certificate import MAX_KHAT, MIN_ESS, MIN_OVERLAP, assess, pareto_khat, tilt
-from ._chains import Solved
 from ._density import Density, Tilted
 from ._derivatives import constrain
+from ._dual_chains import MAX_RHAT, MIN_CHAINS_ESS, is_mixed, judge_chains
+from ._dual_weights import by_prior, by_proposals, judge_weights
 from ._keys import checked_key, key_text
-from ._ladder import descend, has_mass_elsewhere
 from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summary
-from ._path import ChainSettings, begins_at_base
-from ._pilot import approach
+from ._path import ChainSettings
 from ._problem import Problem
-from ._products import compiled
-from ._types import Draws, Key
-from ._weighed import weigh_draws
+from ._types import Key
 from ._work import solve_by_chains
 
 if TYPE_CHECKING:
     import xarray as xr
 
-REWEIGHT_DRAWS, NOISY_REWEIGHT_DRAWS, REWEIGHT_SIMULATIONS = 200_000, 20_000, 16
-"""Prior draws that ``method="reweight"`` weighs; with simulator noise fewer, each simulated so many times."""
-
-ADAPTIVE_DRAWS, NUM_NEAR, NEAR = 4000, 500, 3.0
-ADAPTIVE = {"batch": 2000, "max_simulations": 500_000}
-"""Effective draws of ``method="adaptive"``; those that it begins around, and how near they are, in standard deviations."""
-
-BRIDGE_COMPONENTS = 12
-"""Normal distributions, fitted to the draws, that bridge to the normaliser."""
-
-MOST_BRIDGED = 60
-"""Parameters beyond which normal distributions do not meet a solution that chains can walk back from."""
-
 _ADVICE = {
-    "chains": "Some mean is not known within the tolerance. Give more chains (settings=ChainSettings(num_chains=...)).",
+    "chains": "Some mean is not within the tolerance. Give more and longer chains (settings=ChainSettings(num_chains=..., "
+    "num_draws=...)).",
     "reweight": "Too few of the prior's draws have the property. Use method='chains'.",
     "adaptive": "Too few of the draws have the property. Use method='chains'.",
 }
+
+_NOT_MIXED = (
+    f"The chains do not mix: R-hat is {{rhat:.2f}}, at most {MAX_RHAT} is accepted, and the effective sample size (ESS) is "
+    f"{{ess:.0f}}, at least {MIN_CHAINS_ESS:.0f} is needed. Give longer chains (settings=ChainSettings(num_draws=..., "
+    "num_transitions=...)), parameters that are less correlated and of similar scale, or another method."
+)
+_IMPRECISE = (
+    "The multipliers' standard errors are above the precision that was asked for. Give more chains or more rounds "
+    "(settings=ChainSettings(num_chains=..., max_rounds=...))."
+)
 
 
 class DualSolution(eqx.Module):
@@ -59,21 +49,24 @@ class DualSolution(eqx.Module):
         problem: The question.
         method: ``"chains"``, ``"reweight"`` or ``"adaptive"``.
         status: How it ended.
-        verdict: The constraints under the weighted draws; their errors are those that ``eta``'s error makes.
+        verdict: The constraints. For chains, under draws at the final multipliers as they are, without weights, with errors
+            from the spread between independent groups of chains; else under the weighted draws.
         eta: Lagrange multipliers, shape [M], each in the inverse of its moment's unit.
-        standard_error: Of ``eta``, shape [M].
+        standard_error: Of ``eta``, shape [M]; for chains, from the spread between groups of chains.
+        precise: Whether these errors are within ``settings.precision`` where chains measured them.
         unconstrained: Draws in unconstrained coordinates, shape [chains, draws, D].
         moments: Unbiased estimates of ``T`` at the draws, of several simulations each where the model has noise, shape
             [chains, draws, M].
         log_weight: Log weights of the draws, which sum to one and meet the targets exactly, shape [chains, draws].
         log_normalizer: ``D(eta)``, log of the integral of ``base exp(-eta . (T - target))``, nats: the most that
             ``-KL(q || base)`` can be.
+        log_normalizer_error: Its standard error, nats.
         local: Whether these multipliers give mass to places far from the property, where the chains are not: prior draws show it,
             or chains left for there and were held (``settings["within"]``). The answer has the property, and the most entropy
             of what stays around it: draws, entropy and ``log_normalizer`` are of that region. Over the whole base a minute
             share of simulations far away could widen a spread at less cost.
-        ess: Effective draws: the least over all moments for chains, that of the weights for weighted draws.
-        rhat: Largest split R-hat of a moment over the chains; NaN for weighted draws.
+        ess: Effective sample size: the least of a moment's mean for chains, that of the weights for weighted draws.
+        rhat: Largest rank-normalised split R-hat (Vehtari et al. 2021) of a moment over the chains; NaN for weighted draws.
         khat: Pareto shape of the weights; of those that bridge to ``log_normalizer`` for chains, NaN where none do.
         num_simulations: Model runs used, gradients included.
         seconds: Wall time, compile included.
@@ -87,10 +80,12 @@ class DualSolution(eqx.Module):
     verdict: Verdict
     eta: Float[np.ndarray, " M"]
     standard_error: Float[np.ndarray, " M"]
+    precise: bool
     unconstrained: Float[Array, "chains draws D"]
     moments: Float[np.ndarray, "chains draws M"]
     log_weight: Float[np.ndarray, "chains draws"]
     log_normalizer: float
+    log_normalizer_error: float
     local: bool
     ess: float
     rhat: float
@@ -114,7 +109,10 @@ class DualSolution(eqx.Module):
     def status_message(self) -> str:
         """The status in a sentence."""
         advice = _ADVICE[self.method] if self.status is STATUS.unsatisfied else ""
-        return message(self.status, self.problem, self.verdict, self.settings["tolerance"], advice)
+        if advice and self.method == "chains" and not is_mixed(self.rhat, self.ess):
+            advice = _NOT_MIXED.format(rhat=self.rhat, ess=self.ess)
+        text = message(self.status, self.problem, self.verdict, self.settings["tolerance"], advice)
+        return text if self.precise or self.status is not STATUS.satisfied else f"{text} {_IMPRECISE}"
 
     @property
     def entropy(self) -> float:
@@ -174,6 +172,8 @@ class DualSolution(eqx.Module):
         return self._summary().html()
 
     def _summary(self) -> Summary:
+        diagnostics = {"R-hat": f"{self.rhat:.3f}", "Pareto k-hat": f"{self.khat:.2f}"}
+        applicable = [f"{name} {value}" for name, value in diagnostics.items() if value != "nan"]
         lines = [
             ("status", f"{self.status.name}: {self.status_message}"),
             (
@@ -181,7 +181,7 @@ class DualSolution(eqx.Module):
                 f"{self.entropy:.4f} +- {self.verdict.entropy_standard_error:.4f} nats, at most {self.log_normalizer:.4f} "
                 f"relative to the base{', of what stays around the property' if self.local else ''}",
             ),
-            ("draws", f"{self.ess:.0f} effective, R-hat {self.rhat:.3f}, Pareto k-hat {self.khat:.2f}"),
+            ("draws", ", ".join([f"ESS {self.ess:.0f}", *applicable])),
             ("run", f"{self.num_simulations:.1e} simulations in {self.seconds:.1f} s"),
         ]
         title = f"Dual of {self.problem.name}, solved by {self.method}"
@@ -232,14 +232,15 @@ def solve_dual(
     if settings is not None:
         check_instance("settings", settings, ChainSettings, "ChainSettings(...)")
     check_positive(tolerance=tolerance)
-    run_key, bridge_key = jax.random.split(key)
+    run_key, judge_key = jax.random.split(key)
     chosen: dict[str, Any] = {}
     if method == "chains":
         solved, used = solve_by_chains(problem, run_key, settings)
         used = replace(used, within=solved.within)
-        found, chosen = _by_chains(problem, solved, used, bridge_key), _fields(used)
+        found = judge_chains(problem, solved, used, judge_key, tolerance)
+        chosen = _fields(used)
     else:
-        found = (_by_weights if method == "reweight" else _by_proposals)(problem, run_key)
+        found = judge_weights(problem, (by_prior if method == "reweight" else by_proposals)(problem, run_key))
     verdict, status = found["verdict"], found.pop("status")
     if status is STATUS.satisfied and not np.all(verdict.satisfies(problem.target, tolerance)):
         status = STATUS.unsatisfied
@@ -256,225 +257,3 @@ def solve_dual(
 
 def _fields(settings: ChainSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in settings.__dataclass_fields__}
-
-
-def _by_chains(problem: Problem, solved: Solved, settings: ChainSettings, key: Key) -> dict[str, Any]:
-    shape = solved.moments.shape
-    moments = np.asarray(solved.moments, float)
-    flat = moments.reshape(-1, shape[-1])
-    draws = solved.draws.reshape(-1, problem.dim)
-    finite = bool(np.all(np.isfinite(flat)) and np.all(np.isfinite(solved.eta)))
-    log_weight, status = np.full(len(flat), -np.log(len(flat))), STATUS.nonfinite
-    if finite:
-        status = STATUS.unsatisfied if solved.converged else STATUS.infeasible
-    if status is STATUS.unsatisfied:
-        # The last round ran at multipliers a small step from their average: the draws are weighted for it.
-        tilted = tilt(np.zeros(len(flat)), flat, problem.target)
-        if tilted.reached:
-            log_weight, status = tilted.log_weight, STATUS.satisfied
-    known = _Normalizer(solved.log_normalizer, 0.0, np.nan, False)
-    if status is STATUS.satisfied:
-        known = _normalizer(problem, solved, settings, key)
-    verdict = _verdict(problem, draws, flat, log_weight, solved.violation_error, known.log_value, solved.eta)
-    verdict = verdict._replace(entropy_standard_error=float(np.hypot(verdict.entropy_standard_error, known.error)))
-    return {
-        "status": status,
-        "verdict": verdict,
-        "eta": solved.eta,
-        "standard_error": np.sqrt(np.diagonal(solved.error)),
-        "unconstrained": solved.draws,
-        "moments": moments,
-        "log_weight": log_weight.reshape(shape[:2]),
-        "log_normalizer": known.log_value,
-        "local": known.local,
-        "ess": float(np.min(effective_sample_size(moments))) if finite else 0.0,
-        "rhat": float(np.max(split_gelman_rubin(moments))) if finite else np.inf,
-        "khat": known.khat,
-        "num_simulations": solved.num_simulations,
-    }
-
-
-class _Normalizer(NamedTuple):
-    """``log Z``, nats, its standard error, k-hat of the bridge to it, and whether it is that of a region; see `DualSolution`."""
-
-    log_value: float
-    error: float
-    khat: float
-    local: bool
-
-
-def _normalizer(problem: Problem, solved: Solved, settings: ChainSettings, key: Key) -> _Normalizer:
-    """By a bridge of normals where they meet the solution, else by the way back to a proper prior, if there is one."""
-    bridge_key, back_key, look_key = jax.random.split(key, 3)
-    moments = np.asarray(solved.moments, float).reshape(-1, len(problem.target))
-    held = solved.within is not None
-    known = _Normalizer(np.nan, np.inf, np.nan, held)
-    has_prior = begins_at_base(problem)
-    if problem.dim <= MOST_BRIDGED or not has_prior:
-        draws = solved.draws.reshape(-1, problem.dim)
-        bridged = assess(bridge_key, problem, mixture_of_normals(draws), solved.eta, solution=draws)
-        known = known._replace(khat=bridged.khat)
-        # Draws of the solution are among the proposals, so that no weight is large: only the overlap says whether they meet.
-        if bridged.khat < MAX_KHAT and bridged.ess > MIN_ESS and bridged.overlap > MIN_OVERLAP:
-            # At the multipliers that its own draws ask for; the dual is flat there.
-            known = known._replace(log_value=bridged.upper_bound, error=bridged.overlap**-0.5)
-    if not has_prior:
-        return known
-    is_bridged = np.isfinite(known.log_value)
-    if not is_bridged:
-        log_value, error = descend(problem, settings, solved.draws[:, -1], solved.eta, back_key)
-        known = known._replace(log_value=log_value, error=error)
-    if held or has_mass_elsewhere(problem, settings, solved.eta, moments, known.log_value, look_key):
-        known = known._replace(local=True)
-        if is_bridged:
-            # The bridge sees mass elsewhere, which is not the chains'; the way back does not.
-            log_value, error = descend(problem, settings, solved.draws[:, -1], solved.eta, back_key)
-            known = known._replace(log_value=log_value, error=error)
-    return known
-
-
-def _by_weights(problem: Problem, key: Key) -> dict[str, Any]:
-    if not begins_at_base(problem):
-        raise ValueError(
-            "Expected a proper prior as the base, whose draws can be weighed; this problem has none. Use method='chains'."
-        )
-    noisy = bool(problem.simulator.noise)
-    count = NOISY_REWEIGHT_DRAWS if noisy else REWEIGHT_DRAWS
-    draws, found = _prior_simulations(problem, key, count, REWEIGHT_SIMULATIONS if noisy else 1)
-    simulations = np.asarray(found, float)
-    usable = np.isfinite(simulations).all(axis=(1, 2))
-    draws, simulations = draws[np.flatnonzero(usable)], simulations[usable]
-    if not len(draws):
-        raise ValueError("Expected finite simulations; got none among the prior's draws. See problem.check(key).")
-    flat: np.ndarray = simulations.mean(axis=1)
-    noise = None
-    if noisy:
-        deviations = simulations - flat[:, None]
-        noise = np.einsum("nsi,nsj->nij", deviations, deviations) / (simulations.shape[1] * (simulations.shape[1] - 1))
-    tilted = tilt(np.zeros(len(flat)), flat, problem.target, noise=noise)
-    weighted = _of_weights(problem, draws, flat, noise, tilted.log_weight, tilted.eta, tilted.reached)
-    log_normalizer = tilted.log_normalizer + np.log(len(flat) / count)
-    return _with_normalizer(problem, weighted, log_normalizer, count * simulations.shape[1])
-
-
-def _by_proposals(problem: Problem, key: Key) -> dict[str, Any]:
-    if not problem.simulator.has_proper_prior:
-        raise ValueError("Expected a proper prior, to draw from; this one is improper. Use method='chains'.")
-    near_key, weigh_key = jax.random.split(key)
-    near = approach(problem, near_key, num_draws=NUM_NEAR, spreads=NEAR, **ADAPTIVE)
-    weighed = weigh_draws(problem, weigh_key, near, num_draws=ADAPTIVE_DRAWS, **ADAPTIVE)
-    num_simulations = near.num_simulations + weighed.num_simulations
-    if len(weighed.draws) <= problem.dim:
-        raise ValueError(
-            f"Expected draws near the property; got {len(weighed.draws)} of {num_simulations} simulations. "
-            "See problem.check(key)."
-        )
-    noise = weighed.noise if problem.simulator.noise else None
-    draws = jnp.asarray(weighed.draws, float)
-    found = _of_weights(problem, draws, weighed.moments, noise, weighed.log_weight, weighed.eta, weighed.reached)
-    return _with_normalizer(problem, found, weighed.log_normalizer, num_simulations)
-
-
-def _of_weights(
-    problem: Problem,
-    draws: Draws,
-    moments: Float[np.ndarray, "N M"],
-    noise: Float[np.ndarray, "N M M"] | None,
-    log_weight: Float[np.ndarray, " N"],
-    eta: Float[np.ndarray, " M"],
-    reached: bool,
-) -> dict[str, Any]:
-    """What independent weighted draws say, but for the normaliser; errors are those of a weighted mean."""
-    weight = np.exp(log_weight)
-    ess = 1.0 / np.sum(weight**2)
-    slopes = moments - problem.target if noise is None else moments - problem.target + noise @ eta
-    centred = slopes * weight[:, None]
-    covariance = centred.T @ slopes
-    if noise is not None:
-        covariance = covariance - np.einsum("n,nij->ij", weight, noise)
-    inverse = np.linalg.pinv(covariance, hermitian=True)
-    return {
-        "status": STATUS.satisfied if reached and ess >= MIN_ESS else STATUS.unsatisfied,
-        "eta": eta,
-        "standard_error": np.sqrt(np.diagonal(inverse @ (centred.T @ centred) @ inverse)),
-        "unconstrained": draws[None],
-        "moments": (slopes + problem.target)[None],
-        "log_weight": log_weight[None],
-        "ess": float(ess),
-        "rhat": np.nan,
-        "khat": pareto_khat(weight),
-    }
-
-
-def _with_normalizer(
-    problem: Problem, found: dict[str, Any], log_normalizer: float, num_simulations: int
-) -> dict[str, Any]:
-    (draws,), (moments,), (log_weight,) = (found[name] for name in ("unconstrained", "moments", "log_weight"))
-    errors = np.sqrt(np.sum(np.square((moments - problem.target) * np.exp(log_weight)[:, None]), axis=0))
-    verdict = _verdict(problem, draws, moments, log_weight, errors, log_normalizer, found["eta"])
-    measured = {"verdict": verdict, "log_normalizer": float(log_normalizer), "local": False}
-    return {**found, **measured, "num_simulations": num_simulations}
-
-
-def _verdict(
-    problem: Problem,
-    draws: Draws,
-    moments: Float[np.ndarray, "N M"],
-    log_weight: Float[np.ndarray, " N"],
-    errors: Float[np.ndarray, " M"],
-    log_normalizer: float,
-    eta: Float[np.ndarray, " M"],
-) -> Verdict:
-    weight = np.exp(log_weight)
-    mean = weight @ moments
-    scale = np.sqrt(np.maximum(weight @ np.square(moments - mean), 0.0))
-    base_entropy = log_normalizer + float(eta @ (mean - problem.target))
-    log_base = np.asarray(_log_base(problem, draws), float)
-    base_mean = weight @ log_base
-    ess = 1.0 / np.sum(weight**2)
-    return Verdict(
-        mean=mean,
-        scale=scale,
-        standard_error=errors,
-        # H = H_b - E[log b], both in the constrained parameters' measure.
-        entropy=base_entropy - base_mean,
-        entropy_standard_error=float(np.sqrt(weight @ np.square(log_base - base_mean) / ess)),
-        base_entropy=base_entropy,
-        finite_share=1.0,
-        num_draws=len(moments),
-    )
-
-
-def mixture_of_normals(draws: Draws, count: int = BRIDGE_COMPONENTS) -> AbstractDistribution:
-    """Normal distributions of clusters of the draws, twice as wide in variance so that their tails cover the draws'."""
-    points = np.asarray(draws, float)
-    dim = points.shape[1]
-    scale = points.std(axis=0) + 1e-12
-    _, labels = kmeans2(points / scale, count, minit="++", rng=np.random.default_rng(0))
-    sizes = np.bincount(labels, minlength=count)
-    index = np.where(sizes > 2 * dim, np.arange(count), np.argmax(sizes))
-    loc = np.array([points[labels == i].mean(axis=0) for i in index])
-    floor = 1e-6 * np.diag(scale**2)
-    covariance = np.array([2.0 * np.atleast_2d(np.cov(points[labels == i].T)) + floor for i in index])
-    normals = eqx.filter_vmap(MultivariateNormal)(jnp.asarray(loc, float), jnp.asarray(covariance, float))
-    return VmapMixture(normals, jnp.asarray(sizes[index], float))
-
-
-@compiled
-def _prior_simulations(problem: Problem, key: Key, count: int, simulations: int) -> tuple[Draws, Array]:
-    def one(key: Key) -> tuple[Array, Array]:
-        prior_key, noise_key = jax.random.split(key)
-        u = problem.simulator.sample_prior(prior_key)
-        found = jax.vmap(problem.evaluate, (0, None))(jax.random.split(noise_key, simulations), u)
-        return u, found.moments
-
-    return jax.lax.map(one, jax.random.split(key, count), batch_size=1000)
-
-
-@compiled
-def _log_base(problem: Problem, draws: Draws) -> Array:
-    def one(u: Array) -> Array:
-        found = problem.evaluate(jax.random.key(0), u)
-        return found.log_base - found.log_det
-
-    return jax.vmap(one)(draws)

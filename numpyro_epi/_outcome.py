@@ -99,6 +99,8 @@ class Certificate(NamedTuple):
         verdict: All of it in a sentence.
         overlap: Effective number of draws that could be the guide's or the solution's own, where draws of the solution whose
             normaliser is unknown take part: one over the variance of its logarithm. Infinite where none do.
+        second_log_normalizer: ``D(eta)`` by nested sampling, nats, where `certify` was given a ``second_opinion``; else NaN.
+        second_standard_error: Its standard error, nats.
     """
 
     upper_bound: float
@@ -113,6 +115,8 @@ class Certificate(NamedTuple):
     num_simulations: int
     verdict: str
     overlap: float = math.inf
+    second_log_normalizer: float = math.nan
+    second_standard_error: float = math.nan
 
 
 class Restarts(NamedTuple):

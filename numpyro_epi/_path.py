@@ -10,12 +10,13 @@ of that sum (`_mirror`).
 
 import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from ._arguments import as_number, check_count, check_positive
 from ._collective import FIRST_STEP, members, move_together
@@ -30,6 +31,12 @@ REFERENCE_SCALE = 3.0
 
 ENOUGH = 0.6
 """Length of a trajectory, in the positions' standard deviations, from which on it is not made longer."""
+
+STEP_SIZES = (1e-4, 3.0)
+"""Range of the leapfrog's step size, in the positions' standard deviations."""
+
+MOST_GROUPS, GROUP_SIZE = 32, 16
+"""Largest number of groups of chains, and number of chains in a group from which on there are more than two groups."""
 
 LONGEST_STEP = 1.0
 """Of an update, in standard deviations of the log weights: beyond it few chains would keep a weight, and targets that are many
@@ -248,13 +255,23 @@ class Path(eqx.Module):
         return jax.vmap(self._measure)(chains.position, chains.noise)
 
     def sample(self, chains: Chains, key: Key) -> tuple[Chains, Record]:
-        """Run at fixed multipliers."""
+        """Run at fixed multipliers, with the step sizes and the scale that the chains have at the beginning.
 
-        def piece(chains: Chains, key: Key) -> tuple[Chains, Record]:
-            chains, moments, acceptance = self.move(chains, key)
-            return chains, Record(chains.position, moments[-1], jnp.mean(moments, axis=0), acceptance)
+        Adaptation during the run would make the transitions depend on the draws, which then need not have the density.
+        """
+        scale = _scale(chains)
+
+        def piece(moving: Chains, key: Key) -> tuple[Chains, Record]:
+            moving, moments, acceptance = self.move(moving, key, scale=scale)
+            moving = moving._replace(collective_steps=chains.collective_steps)
+            return moving, Record(moving.position, moments[-1], jnp.mean(moments, axis=0), acceptance)
 
         return jax.lax.scan(piece, chains, jax.random.split(key, self.settings.num_draws))
+
+    def adapt(self, chains: Chains, acceptance: Scalar) -> Chains:
+        """Change the step size between two rounds towards the wanted acceptance."""
+        step_size = chains.step_size * jnp.exp(acceptance - self.settings.target_acceptance)
+        return chains._replace(step_size=jnp.clip(step_size, *STEP_SIZES))
 
     def newton(self, chains: Chains, record: Record) -> tuple[Newton, Moments]:
         """A Newton step of the dual, and the same no longer than one standard deviation."""
@@ -265,16 +282,24 @@ class Path(eqx.Module):
         violation = jnp.mean(violations, axis=0)
         step = inverse @ violation
         length = jnp.sqrt(jnp.maximum(violation @ step, 0.0))
-        _, spread = masked_moments(violations, jnp.ones(violations.shape[0], flat.dtype))
-        noise = jnp.sqrt(jnp.sum(inverse * spread) / violations.shape[0])
+        means = group_means(violations)
+        _, spread = masked_moments(means, jnp.ones(means.shape[0], flat.dtype))
+        noise = jnp.sqrt(jnp.sum(inverse * spread) / means.shape[0])
         ends = chains.eta + violations @ inverse
         found = Newton(ends, length, noise, jnp.sqrt(jnp.diagonal(covariance)))
         return found, step / jnp.maximum(length, 1.0)
 
     def move(
-        self, chains: Chains, key: Key, jumps: bool | Array = True
+        self, chains: Chains, key: Key, jumps: bool | Array = True, scale: Float[Array, " D"] | None = None
     ) -> tuple[Chains, Float[Array, "K N M"], Scalar]:
         """Plates together, then transitions at fixed multipliers in coordinates scaled by the chains' weighted spread.
+
+        Args:
+            chains: Where they are.
+            key: Random key.
+            jumps: Whether jumps are allowed.
+            scale: Scale of the coordinates. Default: the chains' weighted standard deviations; step sizes then are adapted
+                from one transition to the next.
 
         Returns:
             The chains, their moments after every transition (after the last one with noise), and the mean acceptance.
@@ -283,8 +308,8 @@ class Path(eqx.Module):
         if self.problem.simulator.noise:
             chains = self._refresh(refresh_key, chains)
         weight = jax.nn.softmax(chains.log_weight)
-        mean = weight @ chains.position
-        scale = jnp.sqrt(weight @ jnp.square(chains.position - mean)) + 1e-6
+        is_adapted = scale is None
+        scale = _scale(chains) if scale is None else scale
 
         collective_key, key = jax.random.split(key) if members(self.problem.simulator) else (key, key)
         position, collective_steps = self._move_plates(collective_key, chains, weight)
@@ -297,8 +322,9 @@ class Path(eqx.Module):
             def walk(carry):
                 position, moments, probability = self._transition(walk_key, chains, carry[0], carry[1], scale, stride)
                 acceptance = jnp.mean(probability)
-                step_size = carry[1] * jnp.exp(0.1 * stride * (acceptance - self.settings.target_acceptance))
-                return position, jnp.clip(step_size, 1e-4, 3.0), moments, acceptance
+                rate = 0.1 * stride if is_adapted else 0.0
+                step_size = carry[1] * jnp.exp(rate * (acceptance - self.settings.target_acceptance))
+                return position, jnp.clip(step_size, *STEP_SIZES), moments, acceptance
 
             position, step_size, moments, acceptance = jax.lax.cond(
                 number % stride == 0, walk, lambda carry: carry, carry
@@ -399,16 +425,19 @@ class Path(eqx.Module):
     def _jump(
         self, key: Key, chains: Chains, position: Draws, moments: MomentDraws, allowed: bool | Array
     ) -> tuple[Draws, MomentDraws]:
-        """Half of the chains jump by the difference of two of the others: from mode to mode (ter Braak 2006, gamma = 1).
+        """Half of each group's chains jump by the difference of two others of the group (ter Braak 2006, gamma = 1).
 
-        The others stand still meanwhile, so the proposal is symmetric.
+        The others stand still meanwhile, so the proposal is symmetric. Jumps lead from mode to mode. Within groups, they leave
+        the groups independent of each other: see `group_means`.
         """
         order_key, shift_key, accept_key = jax.random.split(key, 3)
-        half = position.shape[0] // 2
-        order = jax.random.permutation(order_key, position.shape[0])
-        movers, others = order[:half], position[order[half : 2 * half]]
+        index = _group_index(position.shape[0])
+        half = index.shape[1] // 2
+        order = jax.random.permutation(order_key, index, axis=1, independent=True)
         shift = jax.random.randint(shift_key, (), 1, half)
-        proposal = position[movers] + others - jnp.roll(others, shift, axis=0)
+        others = position[order[:, half : 2 * half]]
+        movers, difference = order[:, :half].ravel(), others - jnp.roll(others, shift, axis=1)
+        proposal = position[movers] + difference.reshape(-1, position.shape[1])
         log_density = jax.vmap(self._log_density, (0, 0, None))
         before, _ = log_density(position[movers], chains.noise[movers], chains)
         after, proposed = log_density(proposal, chains.noise[movers], chains)
@@ -456,6 +485,31 @@ class Path(eqx.Module):
 
     def _target(self, dtype) -> Moments:
         return jnp.asarray(self.problem.target, dtype)
+
+
+def _group_index(num_chains: int) -> Int[np.ndarray, "groups size"]:
+    """Numbers of the chains of each group; at most one chain a group is left out at the end."""
+    count = min(MOST_GROUPS, max(num_chains // GROUP_SIZE, 2 if num_chains >= 8 else 1))
+    size = num_chains // count
+    return np.arange(count * size).reshape(count, size)
+
+
+def group_means(by_chain: Any) -> Any:
+    """Means over groups of neighbouring chains, from whose spread errors follow.
+
+    Single chains are not independent: resampling leaves copies of one chain, next to each other, and jumps join those of a
+    group. Groups are nearly independent (superchains; Margossian et al. 2024, Bayesian Analysis).
+
+    Args:
+        by_chain: Array of NumPy or JAX with the chains along its first axis.
+    """
+    return by_chain[_group_index(by_chain.shape[0])].mean(axis=1)
+
+
+def _scale(chains: Chains) -> Float[Array, " D"]:
+    """Weighted standard deviations of the chains' positions."""
+    weight = jax.nn.softmax(chains.log_weight)
+    return jnp.sqrt(weight @ jnp.square(chains.position - weight @ chains.position)) + 1e-6
 
 
 def wanted_spreads(problem: Problem) -> list[float]:

@@ -318,5 +318,6 @@ def export_dual(solution: DualSolution, key: Key | None) -> Any:
     note = _DUAL_CHAINS if solution.method == "chains" else _WEIGHED
     groups = {name: group.assign_attrs(draws=note) for name, group in groups.items()}
     groups["constant_data"] = _constant_data(solution)
-    diagnostics = {name: float(getattr(solution, name)) for name in ("log_normalizer", "local", "ess", "rhat", "khat")}
+    names = ("log_normalizer", "log_normalizer_error", "local", "ess", "rhat", "khat")
+    diagnostics = {name: float(getattr(solution, name)) for name in names}
     return to_arviz(to_datatree(groups, _root_attributes(solution) | diagnostics))

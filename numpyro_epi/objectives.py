@@ -192,7 +192,9 @@ def _score_surrogate(log_q: PerDraw, batch: Batch, lagrangian: Lagrangian) -> Sc
     others = _leave_one_out(violations, weights)
     linear = _relative(batch) + violations @ lagrangian.eta
     own = linear + jnp.sum((violations @ lagrangian.metric) * others, axis=1)
-    baseline = _leave_one_out(linear[:, None], weights)[:, 0] + _unbiased_square(violations, others, weights, lagrangian.metric)
+    baseline = _leave_one_out(linear[:, None], weights)[:, 0] + _unbiased_square(
+        violations, others, weights, lagrangian.metric
+    )
     coefficient = jax.lax.stop_gradient(jnp.where(batch.finite, own - baseline, 0.0))
     surrogate = _weighted_mean(coefficient * jnp.where(batch.finite, log_q, 0.0), weights)
     return surrogate - jax.lax.stop_gradient(surrogate)

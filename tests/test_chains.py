@@ -13,7 +13,7 @@ import scipy.stats
 from chosen_problems import CHOSEN, grid, well
 from problems import EXACT, ExactProblem
 
-from numpyro_epi._chains import Solved, solve
+from numpyro_epi._chains import Solved, covariance_of_mean, solve
 from numpyro_epi._path import Chains, ChainSettings, Path, resample
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
@@ -137,12 +137,12 @@ def test_improper_base_gives_the_solution_s_distribution(solved):
 
 @pytest.mark.parametrize("name", ["bounded, not differentiable", "improper base"])
 def test_errors_are_honest(repeated, name):
-    """The mean square of deviations over their standard errors is chi-squared over its degrees of freedom."""
+    """Each multiplier's deviation, against its standard error: the ratio of the mean squares is chi-squared."""
     exact, runs = repeated[name]
-    deviations = [found.eta - exact.multipliers for found in runs]
-    squares = [d @ np.linalg.solve(found.error, d) for d, found in zip(deviations, runs, strict=True)]
-    low, high = scipy.stats.chi2.ppf([1e-4, 1 - 1e-4], df=len(runs) * len(exact.multipliers))
-    assert low < np.sum(squares) < high
+    squares = np.mean([np.square(found.eta - exact.multipliers) for found in runs], axis=0)
+    ratio = squares / np.mean([np.diagonal(found.error) for found in runs], axis=0)
+    low, high = scipy.stats.chi2.ppf([1e-4, 1 - 1e-4], df=len(runs)) / len(runs)
+    assert np.all((low < ratio) & (ratio < high))
 
 
 @pytest.mark.parametrize("name", ["bounded, not differentiable", "improper base"])
@@ -223,6 +223,57 @@ def jump(path, chains, key, number):
 
     (position, moments), _ = jax.lax.scan(one, (chains.position, moments), jax.random.split(key, number))
     return position, moments
+
+
+def test_errors_allow_for_common_ancestors(wells):
+    """Resampling leaves copies of one chain, which jumps then set apart: they look independent for longer than they are.
+
+    Against the spread of the mean over many populations, each of four copies of 64 independent draws.
+    """
+    path, chains, _ = wells
+    path = Path(path.problem, eqx.tree_at(lambda s: s.num_chains, SMALL, 256))
+    size, number = 256, 15
+    draws = np.random.default_rng(0).choice(np.asarray(chains.position)[:, 0], size=(200, size // 4, 1))
+    draws = np.repeat(draws, 4, axis=1)
+
+    def run(position, key):
+        some = chains._replace(position=position, log_weight=jnp.zeros(size), noise=chains.noise[:size])
+        moments = jax.vmap(path.problem.evaluate)(some.noise, position).moments
+
+        def one(carry, key):
+            carry = path._jump(key, some, *carry, True)
+            return carry, carry[0]
+
+        return jnp.mean(jax.lax.scan(one, (position, moments), jax.random.split(key, number))[1], axis=0)
+
+    by_chain = np.asarray(eqx.filter_jit(jax.vmap(run))(draws, jax.random.split(jax.random.key(0), len(draws))), float)
+    variance = by_chain.mean(axis=1).var()
+    assert np.mean([covariance_of_mean(each) for each in by_chain]) == pytest.approx(variance, rel=0.35)
+    assert np.mean(by_chain.var(axis=1)) / size < 0.6 * variance
+
+
+def test_a_round_neither_adapts_step_sizes_nor_the_scale(wells):
+    """Its transitions are those of a fixed step size and scale, however far off these are."""
+    path, chains, _ = wells
+    some = chains._replace(
+        position=chains.position[:64], log_weight=jnp.zeros(64), noise=chains.noise[:64], step_size=jnp.asarray(0.05)
+    )
+    path = Path(path.problem, eqx.tree_at(lambda s: s.num_draws, SMALL, 3))
+    key, scale = jax.random.key(0), jnp.std(some.position, axis=0) + 1e-6
+    after, record = eqx.filter_jit(path.sample)(some, key)
+    assert float(after.step_size) == pytest.approx(0.05, rel=1e-6)
+    one = eqx.filter_jit(lambda chains, key: path.move(chains, key, scale=scale)[0])
+    expected = some
+    for part in jax.random.split(key, 3):
+        expected = one(expected, part)
+    np.testing.assert_allclose(after.position, expected.position, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(record.draws[-1], after.position)
+
+
+def test_step_sizes_adapt_between_rounds(wells):
+    path, chains, _ = wells
+    assert path.adapt(chains, jnp.asarray(0.95)).step_size > chains.step_size
+    assert path.adapt(chains, jnp.asarray(0.5)).step_size < chains.step_size
 
 
 def move(path, chains, key, number, jumps, step_size=None):
@@ -336,7 +387,7 @@ def answer(**changes) -> Solved:
     """Two chains of two draws of one moment, at 0.9 and 1.1."""
     moments = jnp.array([[[0.9], [1.1]], [[1.1], [0.9]]])
     nothing = np.zeros(1)
-    base = Solved(nothing, np.zeros((1, 1)), nothing, True, moments, moments, 0.0, 0.8, None, 1, 1)
+    base = Solved(nothing, np.zeros((1, 1)), nothing, True, True, moments, moments, 0.0, 0.8, None, 1, 1, None)
     return base._replace(**changes)
 
 
