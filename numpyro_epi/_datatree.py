@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ._inspection import Refused, inspect
+from ._budget import Refused
+from ._inspection import inspect
 from ._seal import CHECKSUMS, broken_seal, seal
 
 SAMPLE_DIMS = ("chain", "draw")
@@ -147,9 +148,12 @@ def read_arviz(path: str | os.PathLike[str]) -> xr.DataTree:
         raise ValueError(_damaged(source, broken, engine))
     try:
         inspect(source)
-        # Nothing of ours is a date; a stranger's attribute cannot make it one.
-        with xr.open_datatree(source, engine=engine, decode_times=False) as opened:
-            groups, attrs = opened.load().to_dict(), {str(name): value for name, value in opened.attrs.items()}
+        # Exports hold neither dates nor masked or scaled numbers; an untrusted file's attributes cannot make them so.
+        with xr.open_datatree(source, engine=engine, decode_times=False, mask_and_scale=False) as opened:
+            opened.load()
+            # Coordinates that groups inherit would be converted once for each group.
+            groups = {node.path: _without_fill_values(node.to_dataset(inherit=False)) for node in opened.subtree}
+            attrs = {str(name): value for name, value in opened.attrs.items()}
     except Refused:
         raise
     # Each storage library fails in its own way on a damaged file: say which file, and keep the cause.
@@ -165,6 +169,13 @@ def read_arviz(path: str | os.PathLike[str]) -> xr.DataTree:
             f"Expected a file that numpyro_epi exported (attribute {MARK!r}); {source} has {sorted(attrs)}."
         )
     return to_datatree(groups, attrs)
+
+
+def _without_fill_values(dataset: xr.Dataset) -> xr.Dataset:
+    """Drop the attribute that writers add to numbers of which none is missing."""
+    for variable in dataset.variables.values():
+        variable.attrs.pop("_FillValue", None)
+    return dataset
 
 
 def _damaged(source: Path, what: str, engine: str) -> str:
