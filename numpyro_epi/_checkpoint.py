@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import time
+import uuid
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
 from ._arguments import as_number
+from ._files import put
 from ._problem import Problem
 
 KIND = b"numpyro-epi checkpoint "
@@ -37,7 +39,8 @@ LEAST_UNPACKED, MOST_UNPACKED = 2**26, 100
 """Bytes that a checkpoint's arrays may take whatever its size, and times its size beyond them: noise does not compress so far."""
 
 PREVIOUS, LOCK, ASIDE = ".previous", ".lock", ".writing"
-"""Added to a checkpoint's name: the one before it, the lock of the run that writes it, and the one that is being written."""
+"""Added to a checkpoint's name: the one before it, the lock of the run that writes it, and, after 32 random digits, the one that
+is being written."""
 
 _ABOUT = ("problem", "origin", "options", "x64", "platform", "device", "versions", "key", "numbers", "seconds", "names")
 
@@ -93,10 +96,11 @@ class Keeper:
             ) from error
         if self._new and (left := [p for p in (self.path, _beside(self.path, PREVIOUS)) if p.exists()]):
             self._lock.release()
-            raise ValueError(
+            raise FileExistsError(
                 f"Expected no checkpoint yet; got {left[0]}, left by an earlier run. Go on with it (epi.resume, or "
                 "numpyro-epi resume), or delete it."
             )
+        _remove_unfinished(self.path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -121,8 +125,16 @@ class Keeper:
 
 def remove(path: str | os.PathLike[str]) -> None:
     """Delete a checkpoint and what stands beside it."""
-    for suffix in ("", PREVIOUS, ASIDE, LOCK):
+    _remove_unfinished(Path(path))
+    for suffix in ("", PREVIOUS, LOCK):
         _beside(Path(path), suffix).unlink(missing_ok=True)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Delete what runs that were killed while they wrote have left."""
+    for each in path.parent.iterdir():
+        if each.name.startswith(f"{path.name}.") and each.name.endswith(ASIDE):
+            each.unlink(missing_ok=True)
 
 
 def clear(path: str | os.PathLike[str]) -> None:
@@ -137,7 +149,7 @@ def clear(path: str | os.PathLike[str]) -> None:
         if os.path.lexists(each) and not (each.is_file() and _starts_as_ours(each)):
             raise ValueError(f"Expected a checkpoint to replace; {each} is none, so it stays. Name another.")
     with keeper:
-        for each in (*files, _beside(keeper.path, ASIDE)):
+        for each in files:
             each.unlink(missing_ok=True)
 
 
@@ -305,29 +317,18 @@ def _write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     names = list(arrays)
     np.savez(packed, allow_pickle=False, **{f"array_{i}": arrays[name] for i, name in enumerate(names)})
     body = json.dumps({**about, "names": names}).encode() + b"\n" + packed.getvalue()
-    aside = _beside(path, ASIDE)
+    # A name that nobody can know: a link by that name in a shared folder would redirect what is written.
+    aside = _beside(path, f".{uuid.uuid4().hex}{ASIDE}")
     try:
-        with aside.open("wb") as file:
+        with aside.open("xb") as file:
             file.write(MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+        if path.exists():
+            path.replace(_beside(path, PREVIOUS))
+        put(aside, path)
+    finally:
         aside.unlink(missing_ok=True)
-        raise
-    if path.exists():
-        path.replace(_beside(path, PREVIOUS))
-    aside.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames outlast a power cut, where folders can be opened (not on Windows)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

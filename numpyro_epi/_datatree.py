@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 
 from ._budget import Refused
+from ._files import check_free, put
 from ._inspection import inspect
 from ._seal import CHECKSUMS, broken_seal, seal
 
@@ -111,7 +112,7 @@ def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> N
             seal(fresh)
             if target.exists():
                 target.rename(old)
-        os.replace(fresh, target)
+        put(fresh, target)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -268,8 +269,7 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"Expected a folder one can write to; got {path.parent}.")
-    if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(f"Expected nothing at {path} yet; it exists. Pass overwrite=True to replace it.")
+    check_free(path, overwrite=overwrite, advice="Pass overwrite=True, or another path.")
     ours = path.is_file() if engine == "h5netcdf" else any((path / part).is_file() for part in (".zgroup", "zarr.json"))
     if os.path.lexists(path) and not ours:
         raise FileExistsError(f"Expected {path} to be something {engine} wrote; it is not, so it is not replaced.")

@@ -82,8 +82,9 @@ def fit(
 
     Raises:
         TypeError: If ``problem`` is not a `Problem` or ``key`` not a random key.
-        ValueError: If a number is out of range, the flow does not fit the problem, or the checkpoint exists or is being
-            written by another run.
+        ValueError: If a number is out of range, the flow does not fit the problem, or the checkpoint is being written by
+            another run.
+        FileExistsError: If the checkpoint exists.
         MemoryError: If a step's draws do not fit, with the number of them that would.
         RuntimeError: If the device fails while it runs.
         KeyboardInterrupt: If a run with a checkpoint is asked to stop before its first step; the message names it.

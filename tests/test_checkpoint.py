@@ -429,7 +429,7 @@ def test_missing_and_foreign_files(tmp_path):
 def test_an_old_checkpoint_is_not_overwritten(tmp_path, two_checkpoints):
     path = tmp_path / "run.ckpt"
     path.write_bytes(two_checkpoints[0])
-    with pytest.raises(ValueError, match="Expected no checkpoint yet; got .*run.ckpt, left by an earlier run"):
+    with pytest.raises(FileExistsError, match="Expected no checkpoint yet; got .*run.ckpt, left by an earlier run"):
         epi.fit(KEY, problem(), checkpoint=path, **OPTIONS)
     assert path.read_bytes() == two_checkpoints[0]
 

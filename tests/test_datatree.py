@@ -159,7 +159,7 @@ def test_existing_file_is_replaced_only_on_request(small_tree, tmp_path, suffix)
     path = tmp_path / f"result{suffix}"
     write(small_tree, path)
     changed = to_datatree({"posterior": small_tree["posterior"].to_dataset() + 1}, small_tree.attrs)
-    with pytest.raises(FileExistsError, match="Expected nothing at .* yet; it exists. Pass overwrite=True"):
+    with pytest.raises(FileExistsError, match="Expected an output that does not exist; got .* Pass overwrite=True"):
         write(changed, path)
     xr.testing.assert_identical(read_arviz(path), small_tree)
     write(changed, path, overwrite=True)
