@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import numpyro_epi as epi
-from numpyro_epi import _checkpoint, _chunks, _journal, _path, _plan
+from numpyro_epi import _checkpoint, _chunks, _journal, _path, _plan, _stop
 
 KEY = jax.random.key(3)
 
@@ -476,8 +476,9 @@ def interrupt_after(chunks, monkeypatch, number):
 
 
 @pytest.fixture
-def heard():
-    """SIGINT acts, also where this process was begun in the background, which ignores it."""
+def heard(monkeypatch):
+    """SIGINT acts, also where this process was begun in the background, which ignores it; no run was interrupted before."""
+    monkeypatch.setattr(_stop.StopRequest, "_stopped_at", -np.inf)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
