@@ -31,7 +31,7 @@ LAYERS = (
         "_datatree",
         "_products",
     ),
-    ("statistics", "signals", "matrices", "multipliers", "flows", "_mirror", "_simulator", "_summits"),
+    ("statistics", "signals", "matrices", "multipliers", "flows", "_mirror", "_priors", "_simulator", "_summits"),
     ("_property", "_problem", "_conditioned", "_guide", "_check"),
     ("objectives", "_outcome", "_responses", "_derivatives", "_density", "_result"),
     (
