@@ -201,7 +201,9 @@ def _portable(dataset: xr.Dataset) -> xr.Dataset:
         name = str(key)
         renamed = {"original_name": originals[name]} if name in originals else {}
         attrs = _attributes({**renamed, **variable.attrs})
-        data |= {part: (variable.dims, values, attrs) for part, values in _parts(name, variable.values).items()}
+        # JAX hands out arrays that cannot be written to; a reader's can.
+        parts = {part: np.require(values, requirements="W") for part, values in _parts(name, variable.values).items()}
+        data |= {part: (variable.dims, values, attrs) for part, values in parts.items()}
     coords = [name for name in data if originals.get(name, name) in dataset.coords]
     return xr.Dataset(data, attrs=_attributes(dataset.attrs)).set_coords(coords)
 
@@ -254,7 +256,7 @@ def _engine(path: Path) -> str:
     if path.suffix not in engines:
         raise ValueError(f"Expected a path that ends in .nc (NetCDF) or .zarr (a Zarr folder); got {path}.")
     if path.suffix == ".zarr" and importlib.util.find_spec("zarr") is None:
-        raise ImportError(f"Expected the package zarr for {path}; it is missing: pip install 'numpyro-epi[zarr]'.")
+        raise ImportError(f"Expected the package zarr for {path}; it is missing: pip install 'zarr>=3'.")
     return engines[path.suffix]
 
 
