@@ -42,6 +42,9 @@ PREVIOUS, LOCK, ASIDE = ".previous", ".lock", ".writing"
 """Added to a checkpoint's name: the one before it, the lock of the run that writes it, and, after 32 random digits, the one that
 is being written."""
 
+FIT = "fit"
+"""The function that a checkpoint is of, if it does not say."""
+
 _ABOUT = ("problem", "origin", "options", "x64", "platform", "device", "versions", "key", "numbers", "seconds", "names")
 
 
@@ -87,14 +90,14 @@ class Keeper:
             self._lock.acquire()
         except OSError as error:
             # What asks for a lock tells a folder that takes no files by the same error as a lock that is taken.
-            if isinstance(error, filelock.Timeout) and _beside(self.path, LOCK).exists():
+            if isinstance(error, filelock.Timeout) and beside(self.path, LOCK).exists():
                 raise ValueError(
                     f"Expected a checkpoint that no run is writing; {self.path} belongs to one. Wait for it, or name another."
                 ) from None
             raise PermissionError(
                 f"Expected a folder that can be written, for the checkpoint; got {self.path.parent}: {error}."
             ) from error
-        if self._new and (left := [p for p in (self.path, _beside(self.path, PREVIOUS)) if p.exists()]):
+        if self._new and (left := [p for p in (self.path, beside(self.path, PREVIOUS)) if p.exists()]):
             self._lock.release()
             raise FileExistsError(
                 f"Expected no checkpoint yet; got {left[0]}, left by an earlier run. Go on with it (epi.resume, or "
@@ -106,7 +109,7 @@ class Keeper:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
         if not self.path.exists():
-            _beside(self.path, LOCK).unlink(missing_ok=True)
+            beside(self.path, LOCK).unlink(missing_ok=True)
 
     def save(self, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, now: bool = False) -> None:
         """Write a checkpoint if the last is old enough, or ``now``; a full disk is a warning, the last one stays."""
@@ -127,7 +130,7 @@ def remove(path: str | os.PathLike[str]) -> None:
     """Delete a checkpoint and what stands beside it."""
     _remove_unfinished(Path(path))
     for suffix in ("", PREVIOUS, LOCK):
-        _beside(Path(path), suffix).unlink(missing_ok=True)
+        beside(Path(path), suffix).unlink(missing_ok=True)
 
 
 def _remove_unfinished(path: Path) -> None:
@@ -144,7 +147,7 @@ def clear(path: str | os.PathLike[str]) -> None:
         ValueError: If a run is writing it, or it is no checkpoint.
     """
     keeper = Keeper(path, 0.0, new=False)
-    files = [_beside(keeper.path, suffix) for suffix in ("", PREVIOUS)]
+    files = [beside(keeper.path, suffix) for suffix in ("", PREVIOUS)]
     for each in files:
         if os.path.lexists(each) and not (each.is_file() and _starts_as_ours(each)):
             raise ValueError(f"Expected a checkpoint to replace; {each} is none, so it stays. Name another.")
@@ -153,15 +156,19 @@ def clear(path: str | os.PathLike[str]) -> None:
             each.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str]) -> Saved:
+def read(path: str | os.PathLike[str], run: str = FIT) -> Saved:
     """The newest whole checkpoint: ``path``, or the one before it where ``path`` is missing or damaged, with a warning.
+
+    Args:
+        path: The checkpoint.
+        run: Name of the function that resumes it.
 
     Raises:
         FileNotFoundError: If there is neither.
-        ValueError: If none of them is whole.
+        ValueError: If none of them is whole, or it is of another function.
     """
     path = Path(path)
-    candidates = [path, _beside(path, PREVIOUS)]
+    candidates = [path, beside(path, PREVIOUS)]
     if not any(candidate.is_file() for candidate in candidates):
         raise FileNotFoundError(f"Expected a checkpoint; there is no {path}.")
     faults = []
@@ -173,6 +180,9 @@ def read(path: str | os.PathLike[str]) -> Saved:
             continue
         if faults:
             warnings.warn(f"{faults[0]} Going on from the one before it, {candidate}.", stacklevel=2)
+        if (found := saved.about.get("run", FIT)) != run:
+            how = "epi.resume resumes it" if found == FIT else "the same call resumes it"
+            raise ValueError(f"Expected a checkpoint of {run}; {candidate} is one of {found}, and {how}.")
         return saved
     raise ValueError(" ".join(faults))
 
@@ -307,7 +317,8 @@ def without_addresses(text: str) -> str:
     return re.sub(r" ?0x[0-9a-f]+", "", text)
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """The file of this suffix that belongs to a checkpoint."""
     return path.with_name(path.name + suffix)
 
 
@@ -318,14 +329,14 @@ def _write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     np.savez(packed, allow_pickle=False, **{f"array_{i}": arrays[name] for i, name in enumerate(names)})
     body = json.dumps({**about, "names": names}).encode() + b"\n" + packed.getvalue()
     # A name that nobody can know: a link by that name in a shared folder would redirect what is written.
-    aside = _beside(path, f".{uuid.uuid4().hex}{ASIDE}")
+    aside = beside(path, f".{uuid.uuid4().hex}{ASIDE}")
     try:
         with aside.open("xb") as file:
             file.write(MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
             file.flush()
             os.fsync(file.fileno())
         if path.exists():
-            path.replace(_beside(path, PREVIOUS))
+            path.replace(beside(path, PREVIOUS))
         put(aside, path)
     finally:
         aside.unlink(missing_ok=True)
