@@ -1,5 +1,6 @@
 """Files of strangers: no code in them is run, no link followed, and nothing they declare takes time or memory."""
 
+import ctypes
 import gzip
 import json
 import os
@@ -341,6 +342,27 @@ def test_reading_takes_five_times_what_is_declared(small_tree, tmp_path, suffix)
         check=True,
     )
     assert 1024 * int(done.stdout.split()[-1]) < 5 * 8 * size
+
+
+def test_a_compressed_group_is_refused(small_tree, tmp_path):
+    """HDF5 can compress a group's links, which would decompress to any size; h5py makes no such group."""
+    maps = Path("/proc/self/maps")
+    libraries = (
+        {line.split()[-1] for line in maps.read_text().splitlines() if "libhdf5" in line} if maps.exists() else ()
+    )
+    libraries = [name for name in libraries if "_hl" not in name]
+    if not libraries:
+        pytest.skip("h5py's own HDF5 is not found")
+    path = tmp_path / "stranger.nc"
+    write(small_tree, path)
+    with h5py.File(path, "r+", libver="latest") as file:
+        properties = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+        assert ctypes.CDLL(libraries[0]).H5Pset_deflate(ctypes.c_int64(properties.id), ctypes.c_uint(9)) == 0
+        group = h5py.Group(h5py.h5g.create(file["posterior"].id, b"packed", gcpl=properties))
+        for i in range(50):
+            group.create_group(f"member{i}")
+    with pytest.raises(ValueError, match="it holds the compressed group '/posterior/packed'"):
+        read_arviz(path)
 
 
 HOSTILE_ATTRIBUTES = {
