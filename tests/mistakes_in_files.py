@@ -168,7 +168,7 @@ FILES = [
     Row(
         "report, folder",
         lambda: epi.report(folder() / "exported.nc", folder() / "folder.html", overwrite=True),
-        FileExistsError,
+        ValueError,
         "got the folder .*folder.html",
     ),
     Row(
