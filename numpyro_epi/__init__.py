@@ -5,6 +5,7 @@ spreads, `fit` finds the maximum-entropy distribution over the parameters that p
 """
 
 from importlib import import_module
+from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 from . import flows, matrices, multipliers, objectives, signals, starts, statistics
@@ -15,16 +16,17 @@ from ._fit import fit, resume
 from ._fresh import bittner2021_test
 from ._guide import AutoFlow
 from ._nested import NestedEvidence, NestedSampling
-from ._outcome import STATUS, Certificate, Restarts
+from ._outcome import STATUS, Certificate, Restarts, Snapshots, Verdict
 from ._path import ChainSettings
 from ._problem import Problem, get_problem, list_problems
 from ._property import Constraint, EmergentProperty, Target
-from ._registry import PluginError
+from ._registry import PluginError, Provider
 from ._result import Result
 from .statistics import Statistic, get_statistic, list_statistics, statistic
 
 if TYPE_CHECKING:
     from ._certificate_plot import plot_certificate
+    from ._check import CheckReport
     from ._datatree import read_arviz
     from ._matrix import plot_matrix
     from ._movie import movie
@@ -40,6 +42,7 @@ __all__ = [
     "AutoFlow",
     "Certificate",
     "ChainSettings",
+    "CheckReport",
     "Constraint",
     "Density",
     "DualSolution",
@@ -49,10 +52,13 @@ __all__ = [
     "NestedSampling",
     "PluginError",
     "Problem",
+    "Provider",
     "Restarts",
     "Result",
+    "Snapshots",
     "Statistic",
     "Target",
+    "Verdict",
     "bittner2021_test",
     "certify",
     "fit",
@@ -83,8 +89,12 @@ __all__ = [
     "statistics",
 ]
 
-# xarray takes longer to import than the rest together: what needs it is looked up when it is first asked for.
+__version__ = _version("numpyro-epi")
+
+# xarray takes longer to import than the rest together: what needs it, or scipy.optimize, is looked up when it
+# is first asked for.
 _LATER = {
+    "CheckReport": "._check",
     "load": "._store",
     "movie": "._movie",
     "plot_certificate": "._certificate_plot",

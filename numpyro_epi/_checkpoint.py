@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import time
+import uuid
 import warnings
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 from jaxtyping import PyTree
 
 from ._arguments import as_number
+from ._files import put
 from ._problem import Problem
 
 KIND = b"numpyro-epi checkpoint "
@@ -37,7 +39,11 @@ LEAST_UNPACKED, MOST_UNPACKED = 2**26, 100
 """Bytes that a checkpoint's arrays may take whatever its size, and times its size beyond them: noise does not compress so far."""
 
 PREVIOUS, LOCK, ASIDE = ".previous", ".lock", ".writing"
-"""Added to a checkpoint's name: the one before it, the lock of the run that writes it, and the one that is being written."""
+"""Added to a checkpoint's name: the one before it, the lock of the run that writes it, and, after 32 random digits, the one that
+is being written."""
+
+FIT = "fit"
+"""The function that a checkpoint is of, if it does not say."""
 
 _ABOUT = ("problem", "origin", "options", "x64", "platform", "device", "versions", "key", "numbers", "seconds", "names")
 
@@ -84,25 +90,26 @@ class Keeper:
             self._lock.acquire()
         except OSError as error:
             # What asks for a lock tells a folder that takes no files by the same error as a lock that is taken.
-            if isinstance(error, filelock.Timeout) and _beside(self.path, LOCK).exists():
+            if isinstance(error, filelock.Timeout) and beside(self.path, LOCK).exists():
                 raise ValueError(
                     f"Expected a checkpoint that no run is writing; {self.path} belongs to one. Wait for it, or name another."
                 ) from None
             raise PermissionError(
                 f"Expected a folder that can be written, for the checkpoint; got {self.path.parent}: {error}."
             ) from error
-        if self._new and (left := [p for p in (self.path, _beside(self.path, PREVIOUS)) if p.exists()]):
+        if self._new and (left := [p for p in (self.path, beside(self.path, PREVIOUS)) if p.exists()]):
             self._lock.release()
-            raise ValueError(
+            raise FileExistsError(
                 f"Expected no checkpoint yet; got {left[0]}, left by an earlier run. Go on with it (epi.resume, or "
                 "numpyro-epi resume), or delete it."
             )
+        _remove_unfinished(self.path)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
         if not self.path.exists():
-            _beside(self.path, LOCK).unlink(missing_ok=True)
+            beside(self.path, LOCK).unlink(missing_ok=True)
 
     def save(self, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray], *, now: bool = False) -> None:
         """Write a checkpoint if the last is old enough, or ``now``; a full disk is a warning, the last one stays."""
@@ -121,8 +128,16 @@ class Keeper:
 
 def remove(path: str | os.PathLike[str]) -> None:
     """Delete a checkpoint and what stands beside it."""
-    for suffix in ("", PREVIOUS, ASIDE, LOCK):
-        _beside(Path(path), suffix).unlink(missing_ok=True)
+    _remove_unfinished(Path(path))
+    for suffix in ("", PREVIOUS, LOCK):
+        beside(Path(path), suffix).unlink(missing_ok=True)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Delete what runs that were killed while they wrote have left."""
+    for each in path.parent.iterdir():
+        if each.name.startswith(f"{path.name}.") and each.name.endswith(ASIDE):
+            each.unlink(missing_ok=True)
 
 
 def clear(path: str | os.PathLike[str]) -> None:
@@ -132,24 +147,28 @@ def clear(path: str | os.PathLike[str]) -> None:
         ValueError: If a run is writing it, or it is no checkpoint.
     """
     keeper = Keeper(path, 0.0, new=False)
-    files = [_beside(keeper.path, suffix) for suffix in ("", PREVIOUS)]
+    files = [beside(keeper.path, suffix) for suffix in ("", PREVIOUS)]
     for each in files:
         if os.path.lexists(each) and not (each.is_file() and _starts_as_ours(each)):
             raise ValueError(f"Expected a checkpoint to replace; {each} is none, so it stays. Name another.")
     with keeper:
-        for each in (*files, _beside(keeper.path, ASIDE)):
+        for each in files:
             each.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike[str]) -> Saved:
+def read(path: str | os.PathLike[str], run: str = FIT) -> Saved:
     """The newest whole checkpoint: ``path``, or the one before it where ``path`` is missing or damaged, with a warning.
+
+    Args:
+        path: The checkpoint.
+        run: Name of the function that resumes it.
 
     Raises:
         FileNotFoundError: If there is neither.
-        ValueError: If none of them is whole.
+        ValueError: If none of them is whole, or it is of another function.
     """
     path = Path(path)
-    candidates = [path, _beside(path, PREVIOUS)]
+    candidates = [path, beside(path, PREVIOUS)]
     if not any(candidate.is_file() for candidate in candidates):
         raise FileNotFoundError(f"Expected a checkpoint; there is no {path}.")
     faults = []
@@ -161,6 +180,9 @@ def read(path: str | os.PathLike[str]) -> Saved:
             continue
         if faults:
             warnings.warn(f"{faults[0]} Going on from the one before it, {candidate}.", stacklevel=2)
+        if (found := saved.about.get("run", FIT)) != run:
+            how = "epi.resume resumes it" if found == FIT else "the same call resumes it"
+            raise ValueError(f"Expected a checkpoint of {run}; {candidate} is one of {found}, and {how}.")
         return saved
     raise ValueError(" ".join(faults))
 
@@ -295,7 +317,8 @@ def without_addresses(text: str) -> str:
     return re.sub(r" ?0x[0-9a-f]+", "", text)
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """The file of this suffix that belongs to a checkpoint."""
     return path.with_name(path.name + suffix)
 
 
@@ -305,29 +328,18 @@ def _write(path: Path, about: Mapping[str, Any], arrays: Mapping[str, np.ndarray
     names = list(arrays)
     np.savez(packed, allow_pickle=False, **{f"array_{i}": arrays[name] for i, name in enumerate(names)})
     body = json.dumps({**about, "names": names}).encode() + b"\n" + packed.getvalue()
-    aside = _beside(path, ASIDE)
+    # A name that nobody can know: a link by that name in a shared folder would redirect what is written.
+    aside = beside(path, f".{uuid.uuid4().hex}{ASIDE}")
     try:
-        with aside.open("wb") as file:
+        with aside.open("xb") as file:
             file.write(MAGIC + hashlib.sha256(body).hexdigest().encode() + b"\n" + body)
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
+        if path.exists():
+            path.replace(beside(path, PREVIOUS))
+        put(aside, path)
+    finally:
         aside.unlink(missing_ok=True)
-        raise
-    if path.exists():
-        path.replace(_beside(path, PREVIOUS))
-    aside.replace(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames outlast a power cut, where folders can be opened (not on Windows)."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -459,13 +459,16 @@ def _check_output(path: Path, *, overwrite: bool) -> None:
 
 
 def _check_free(path: Path, *, overwrite: bool) -> None:
-    if os.path.lexists(path) and not overwrite:
-        raise ValueError(f"Expected an output that does not exist; got {path}. Pass --overwrite, or another --out.")
+    from ._files import check_free
+
+    check_free(path, overwrite=overwrite, advice="Pass --overwrite, or another --out.")
     if path.is_dir() and path.suffix != ".zarr":
         raise ValueError(f"Expected the output to be a file; got the folder {path}. Pass another --out.")
 
 
 def _save(result: Any, path: Path, *, overwrite: bool) -> Path:
+    from ._files import put
+
     # What is there goes only once the new result is complete; and only if we may: another run may have taken the name
     # since the check, and then both results stay.
     numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count(2))
@@ -474,4 +477,5 @@ def _save(result: Any, path: Path, *, overwrite: bool) -> Path:
     if free == path or not overwrite:
         return free
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    return free.rename(path)
+    put(free, path)
+    return path

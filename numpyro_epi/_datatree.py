@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from ._inspection import Refused, inspect
+from ._budget import Refused
+from ._files import check_free, put
+from ._inspection import inspect
 from ._seal import CHECKSUMS, broken_seal, seal
 
 SAMPLE_DIMS = ("chain", "draw")
@@ -110,7 +112,7 @@ def write(tree: Any, path: str | os.PathLike[str], overwrite: bool = False) -> N
             seal(fresh)
             if target.exists():
                 target.rename(old)
-        os.replace(fresh, target)
+        put(fresh, target)
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
@@ -147,9 +149,12 @@ def read_arviz(path: str | os.PathLike[str]) -> xr.DataTree:
         raise ValueError(_damaged(source, broken, engine))
     try:
         inspect(source)
-        # Nothing of ours is a date; a stranger's attribute cannot make it one.
-        with xr.open_datatree(source, engine=engine, decode_times=False) as opened:
-            groups, attrs = opened.load().to_dict(), {str(name): value for name, value in opened.attrs.items()}
+        # Exports hold neither dates nor masked or scaled numbers; an untrusted file's attributes cannot make them so.
+        with xr.open_datatree(source, engine=engine, decode_times=False, mask_and_scale=False) as opened:
+            opened.load()
+            # Coordinates that groups inherit would be converted once for each group.
+            groups = {node.path: _without_fill_values(node.to_dataset(inherit=False)) for node in opened.subtree}
+            attrs = {str(name): value for name, value in opened.attrs.items()}
     except Refused:
         raise
     # Each storage library fails in its own way on a damaged file: say which file, and keep the cause.
@@ -165,6 +170,13 @@ def read_arviz(path: str | os.PathLike[str]) -> xr.DataTree:
             f"Expected a file that numpyro_epi exported (attribute {MARK!r}); {source} has {sorted(attrs)}."
         )
     return to_datatree(groups, attrs)
+
+
+def _without_fill_values(dataset: xr.Dataset) -> xr.Dataset:
+    """Drop the attribute that writers add to numbers of which none is missing."""
+    for variable in dataset.variables.values():
+        variable.attrs.pop("_FillValue", None)
+    return dataset
 
 
 def _damaged(source: Path, what: str, engine: str) -> str:
@@ -189,7 +201,9 @@ def _portable(dataset: xr.Dataset) -> xr.Dataset:
         name = str(key)
         renamed = {"original_name": originals[name]} if name in originals else {}
         attrs = _attributes({**renamed, **variable.attrs})
-        data |= {part: (variable.dims, values, attrs) for part, values in _parts(name, variable.values).items()}
+        # JAX hands out arrays that cannot be written to; a reader's can.
+        parts = {part: np.require(values, requirements="W") for part, values in _parts(name, variable.values).items()}
+        data |= {part: (variable.dims, values, attrs) for part, values in parts.items()}
     coords = [name for name in data if originals.get(name, name) in dataset.coords]
     return xr.Dataset(data, attrs=_attributes(dataset.attrs)).set_coords(coords)
 
@@ -242,7 +256,7 @@ def _engine(path: Path) -> str:
     if path.suffix not in engines:
         raise ValueError(f"Expected a path that ends in .nc (NetCDF) or .zarr (a Zarr folder); got {path}.")
     if path.suffix == ".zarr" and importlib.util.find_spec("zarr") is None:
-        raise ImportError(f"Expected the package zarr for {path}; it is missing: pip install 'numpyro-epi[zarr]'.")
+        raise ImportError(f"Expected the package zarr for {path}; it is missing: pip install 'zarr>=3'.")
     return engines[path.suffix]
 
 
@@ -257,8 +271,7 @@ def check_target(path: Path, overwrite: bool) -> None:
         raise FileNotFoundError(f"Expected a folder at {path.parent}; there is none. Make it first.")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise PermissionError(f"Expected a folder one can write to; got {path.parent}.")
-    if os.path.lexists(path) and not overwrite:
-        raise FileExistsError(f"Expected nothing at {path} yet; it exists. Pass overwrite=True to replace it.")
+    check_free(path, overwrite=overwrite, advice="Pass overwrite=True, or another path.")
     ours = path.is_file() if engine == "h5netcdf" else any((path / part).is_file() for part in (".zgroup", "zarr.json"))
     if os.path.lexists(path) and not ours:
         raise FileExistsError(f"Expected {path} to be something {engine} wrote; it is not, so it is not replaced.")

@@ -1,7 +1,9 @@
 """The dual problem solved on its own: multipliers and draws of the maximum-entropy distribution, without a flow."""
 
+import os
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import equinox as eqx
@@ -14,11 +16,12 @@ from ._density import Density, Tilted
 from ._derivatives import constrain
 from ._dual_chains import MAX_RHAT, MIN_CHAINS_ESS, is_mixed, judge_chains
 from ._dual_weights import by_prior, by_proposals, judge_weights
+from ._kept import kept
 from ._keys import checked_key, key_text
 from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summary
 from ._path import ChainSettings
 from ._problem import Problem
-from ._types import Key
+from ._types import Key, Sites
 from ._work import solve_by_chains
 
 if TYPE_CHECKING:
@@ -139,6 +142,49 @@ class DualSolution(eqx.Module):
         sites = constrain(self.problem, self.unconstrained.reshape(-1, self.problem.dim))
         return {name: value.reshape(*shape, *value.shape[1:]) for name, value in sites.items()}
 
+    def sample(self, key: Key, shape: int | tuple[int, ...] = ()) -> dict[str, Array]:
+        """Resample the draws by their weights, with replacement, on the constrained scale.
+
+        More draws than the ESS are no more information: they repeat.
+
+        Args:
+            key: Random key.
+            shape: Leading shape of every site's draws, or their number.
+
+        Returns:
+            Site name to array of shape ``(*shape, *site shape)``.
+        """
+        return self._resampled.sample(key, shape)
+
+    def log_prob(self, values: Sites) -> Float[Array, "..."]:
+        """Exact log density of parameter values on the constrained scale, nats.
+
+        Args:
+            values: Site name to values; leading axes in common are batch axes.
+
+        Raises:
+            ValueError: If the model has noise of its own, or a parameter is missing or its shape does not fit.
+        """
+        return self.density.log_prob(values)
+
+    def save(self, path: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+        """Write the exported data of `to_arviz` to one NetCDF (``.nc``) or Zarr (``.zarr``) file, all or nothing.
+
+        `read_arviz` reads it back.
+
+        Args:
+            path: Output path.
+            overwrite: Replace what is there.
+
+        Raises:
+            OSError: If the path cannot be written, or exists and ``overwrite`` is false.
+            ValueError: If the suffix is neither.
+        """
+        from ._datatree import check_target, write
+
+        check_target(Path(path), overwrite)
+        write(self.to_arviz(), path, overwrite)
+
     @property
     def density(self) -> Density:
         """The exact density on the constrained scale: gradients, modes, conditional draws, sensitive directions.
@@ -150,6 +196,10 @@ class DualSolution(eqx.Module):
             raise ValueError(
                 f"Expected a model without noise; got the noise sites {list(self.problem.simulator.noise)}. Use fit's density."
             )
+        return self._resampled
+
+    @property
+    def _resampled(self) -> Density:
         draws, log_weight = self.unconstrained.reshape(-1, self.problem.dim), self.log_weight.ravel()
         return Density(self.problem, Tilted(self.problem, self.eta, self.log_normalizer, draws, log_weight))
 
@@ -195,6 +245,8 @@ def solve_dual(
     method: Literal["chains", "reweight", "adaptive"] = "chains",
     settings: ChainSettings | None = None,
     tolerance: float = 0.05,
+    checkpoint: str | os.PathLike[str] | None = None,
+    every: float = 30.0,
 ) -> DualSolution:
     """Find the multipliers and draws of the maximum-entropy distribution ``p_eta = base exp(-eta . T) / Z``; no flow.
 
@@ -212,11 +264,16 @@ def solve_dual(
         method: Which of the three.
         settings: How the chains move; by default as the problem's cost and noise ask for.
         tolerance: How near every mean must be to its target, in standard deviations of its statistic.
+        checkpoint: File that keeps the chains' walk and rounds, or the proposals' simulations. If it exists, the same call
+            resumes the run from there, to the same digits: on the same machine, with the same versions. It stays when the
+            run is done. Draws of the prior and the normaliser are computed again.
+        every: Minimal number of seconds between two checkpoints.
 
     Raises:
         TypeError: If ``problem`` is not a `Problem` or ``key`` not a random key.
         ValueError: If the method is unknown, "reweight" is asked of a problem whose base is no proper prior, or
-            "adaptive" of one whose prior is improper or has next to no draws near the property.
+            "adaptive" of one whose prior is improper or has next to no draws near the property; if the checkpoint is damaged,
+            of another run or being written by one.
 
     References:
         ``_chains`` and ``_path`` name the sources of the chains' moves; the dual is that of Csiszár 1975, Ann. Probab. 3.
@@ -232,6 +289,12 @@ def solve_dual(
     if settings is not None:
         check_instance("settings", settings, ChainSettings, "ChainSettings(...)")
     check_positive(tolerance=tolerance)
+    if checkpoint is not None:
+        with kept(
+            checkpoint, every, "solve_dual", key, problem, {"method": method, "settings": repr(settings)}
+        ) as spent:
+            found_again = solve_dual(key, problem, method=method, settings=settings, tolerance=tolerance)
+        return replace(found_again, seconds=spent + found_again.seconds)
     run_key, judge_key = jax.random.split(key)
     chosen: dict[str, Any] = {}
     if method == "chains":

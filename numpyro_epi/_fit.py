@@ -48,9 +48,12 @@ def fit(
 ) -> Result:
     """Find the maximum-entropy distribution of a problem's parameters that has its emergent property.
 
-    Control-C, or SIGTERM, is answered when the steps that are being computed are done, by the result so far, whose status is
-    ``interrupted``; a second one acts at once. Before the first step there is no result: the run is left then, and a checkpoint
-    holds what was simulated for the start.
+    On the first SIGINT (Control-C) or SIGTERM, `fit` says so on stderr, finishes the current chunk of steps and returns the
+    partial result with status ``interrupted``. A second signal acts at once, as Python's own: SIGINT raises
+    ``KeyboardInterrupt``. A signal during a fit that begins within 10 seconds of an interrupted one counts as the second, so
+    that it ends a script that fits in a loop; such a script can also leave its loop when a status is ``interrupted``. Before
+    the first step there is no result: with a checkpoint, the first signal raises ``KeyboardInterrupt`` once the start's
+    simulations are written there; without one it acts at once.
 
     Args:
         key: Random key, ``jax.random.key(seed)``; the same key gives the same result.
@@ -82,8 +85,9 @@ def fit(
 
     Raises:
         TypeError: If ``problem`` is not a `Problem` or ``key`` not a random key.
-        ValueError: If a number is out of range, the flow does not fit the problem, or the checkpoint exists or is being
-            written by another run.
+        ValueError: If a number is out of range, the flow does not fit the problem, or the checkpoint is being written by
+            another run.
+        FileExistsError: If the checkpoint exists.
         MemoryError: If a step's draws do not fit, with the number of them that would.
         RuntimeError: If the device fails while it runs.
         KeyboardInterrupt: If a run with a checkpoint is asked to stop before its first step; the message names it.

@@ -19,7 +19,6 @@ from ._products import compiled
 from ._result import Result
 from ._types import Key
 
-
 QUANTILES, NORMAL_WIDTH = (0.01, 0.99), 4.653
 """Quantiles of a moment in a batch, and the distance between them in a normal distribution's standard deviations."""
 

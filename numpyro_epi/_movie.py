@@ -67,8 +67,8 @@ def movie(
         The path.
 
     Raises:
-        ValueError: If no draws were kept, the suffix is another, the file exists and ``overwrite`` is false, a name is
-            unknown, or ``seconds`` is not positive.
+        ValueError: If no draws were kept, the suffix is another, a name is unknown, or ``seconds`` is not positive.
+        FileExistsError: If the file exists and ``overwrite`` is false.
         FileNotFoundError: If the folder, or ffmpeg for ``.mp4``, is missing.
         ImportError: If Matplotlib is missing.
     """

@@ -50,7 +50,8 @@ def report(exported: Any, path: str | os.PathLike[str], *, overwrite: bool = Fal
         The path.
 
     Raises:
-        ValueError: If the suffix is another, the file exists and ``overwrite`` is false, or a group is missing.
+        ValueError: If the suffix is another, or a group is missing.
+        FileExistsError: If the file exists and ``overwrite`` is false.
         OSError: If the path cannot be written.
         ImportError: If Matplotlib is missing.
     """

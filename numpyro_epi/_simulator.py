@@ -11,9 +11,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float
 from numpyro import handlers
 from numpyro.distributions import biject_to
-from numpyro.primitives import Messenger
+from numpyro.distributions.distribution import validation_enabled
 
 from ._mirror import sample_mirrored
+from ._priors import AllSeen, Leave, check_priors
 from ._products import with_full_products
 from ._types import Key, Scalar, Sites, Unconstrained
 
@@ -66,7 +67,7 @@ class Simulator(eqx.Module):
 
     Raises:
         ValueError: If a named parameter is unknown, observed, discrete or repeated, if there is none, or if the
-            model observes data or holds a ``numpyro.param``.
+            model observes data or holds a ``numpyro.param``; or if a constant parameter of a distribution is invalid.
     """
 
     model: Callable[..., Any] = eqx.field(static=True)
@@ -99,6 +100,7 @@ class Simulator(eqx.Module):
         random = [site.name for site in sites if site.kind in ("latent", "discrete", "unmapped")]
         self.noise = tuple(name for name in random if name not in names)
         self.deterministics = tuple(site.name for site in sites if site.kind == "deterministic")
+        check_priors(model, self.names, self.args, self.kwargs)
 
     @property
     def dim(self) -> int:
@@ -238,10 +240,10 @@ class Simulator(eqx.Module):
             return place(site) if site["type"] == "sample" else None
 
         seeded = handlers.substitute(handlers.seed(self.model, key), substitute_fn=substitute)
-        traced = handlers.trace(_Leave(seeded, self.names) if leave else seeded)
+        traced = handlers.trace(Leave(seeded, self.names) if leave else seeded)
         try:
             traced(*self.args, **self.kwargs)
-        except _AllSeen:
+        except AllSeen:
             pass
         return traced.trace
 
@@ -269,23 +271,6 @@ class Simulator(eqx.Module):
             u = unconstrained_of(name, transform, site["value"])
             log_det += jnp.sum(transform.log_abs_det_jacobian(u, site["value"]))
         return Draw(_values(trace), log_prior, log_det)
-
-
-class _AllSeen(Exception):
-    """Every parameter is drawn."""
-
-
-class _Leave(Messenger):
-    """Leaves a model at its last parameter."""
-
-    def __init__(self, fn: Callable[..., Any], names: tuple[str, ...]):
-        super().__init__(fn)
-        self._missing = set(names)
-
-    def postprocess_message(self, msg: dict[str, Any]) -> None:
-        self._missing.discard(msg.get("name"))
-        if not self._missing:
-            raise _AllSeen
 
 
 class _Site(NamedTuple):
@@ -317,7 +302,9 @@ def _inspect(model: Callable[..., Any], args: tuple, kwargs: dict) -> list[_Site
             found.append(_describe(site))
 
     try:
-        jax.eval_shape(run)
+        # `check_priors` says which site has invalid parameters.
+        with validation_enabled(False):
+            jax.eval_shape(run)
     # A model is the user's code: say that it failed, and how.
     except Exception as error:
         name = getattr(model, "__name__", type(model).__name__)

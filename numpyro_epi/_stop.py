@@ -1,7 +1,9 @@
 """Control-C and termination as requests: a run finishes what it is computing, and what it has is kept."""
 
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
@@ -9,6 +11,9 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+LOOP_SECONDS = 10.0
+"""A run that begins within this time of an interrupted one is in the same loop: signals then act at once."""
 
 
 class StoppedBeforeFirstStep(KeyboardInterrupt):
@@ -30,10 +35,14 @@ class _StoppedAtOnce(BaseException):
 
 
 class StopRequest:
-    """While active, SIGINT and SIGTERM are noted; a second one acts as it would have without.
+    """While active, the first SIGINT or SIGTERM is noted and announced; the second acts as it would have without.
 
+    A signal during a run that begins soon after an interrupted one counts as the second: it ends a script that fits in a loop.
     Only the main thread of a process can be asked: elsewhere this waits for nothing and `signal_name` stays empty.
     """
+
+    _stopped_at = -LOOP_SECONDS
+    """End of the last interrupted run of this process, seconds of the monotonic clock."""
 
     def __init__(self) -> None:
         self.signal_name = ""
@@ -53,7 +62,8 @@ class StopRequest:
             self._at_once = False
 
     def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
+        is_in_loop = time.monotonic() - StopRequest._stopped_at < LOOP_SECONDS
+        if threading.current_thread() is threading.main_thread() and not is_in_loop:
             # A handler that Python did not install is None, and cannot be put back.
             self._before = {s: h for s in SIGNALS if (h := signal.getsignal(s)) not in (None, signal.SIG_IGN)}
             for number in self._before:
@@ -62,6 +72,8 @@ class StopRequest:
 
     def __exit__(self, *_: object) -> None:
         self._restore()
+        if self:
+            StopRequest._stopped_at = time.monotonic()
 
     def __bool__(self) -> bool:
         return bool(self.signal_name)
@@ -69,6 +81,7 @@ class StopRequest:
     def _note(self, number: int, _: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
         self._restore()
+        _say(f"{self.signal_name}: the fit stops after its current steps; a second signal ends the program at once.")
         if self._at_once:
             raise _StoppedAtOnce
 
@@ -76,3 +89,12 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+
+def _say(text: str) -> None:
+    """Write a line to stderr, where it can be written from a signal's handler."""
+    try:
+        # A progress bar leaves its line open.
+        print(f"\nnumpyro_epi: {text}", file=sys.stderr, flush=True)
+    except (RuntimeError, OSError, ValueError, AttributeError):
+        pass  # The program was writing itself, or there is no stderr.

@@ -90,13 +90,13 @@ FILES = [
         "save, existing",
         lambda: RESULT.save(folder() / "text.nc"),
         FileExistsError,
-        "Expected nothing at .*text.nc yet; it exists",
+        "does not exist; got .*text.nc. Pass overwrite=True",
     ),
     Row(
         "save, link to nowhere",
         lambda: RESULT.save(folder() / "link.nc"),
         FileExistsError,
-        "Expected nothing at .*link.nc yet",
+        "does not exist; got .*link.nc",
     ),
     Row(
         "save, over a folder",
@@ -156,13 +156,13 @@ FILES = [
     Row(
         "report, existing",
         lambda: epi.report(folder() / "exported.nc", folder() / "page.html"),
-        ValueError,
+        FileExistsError,
         "does not exist; got .*page.html",
     ),
     Row(
         "report, link",
         lambda: epi.report(folder() / "exported.nc", folder() / "link.html"),
-        ValueError,
+        FileExistsError,
         "does not exist; got .*link.html",
     ),
     Row(

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import numpyro_epi as epi
-from numpyro_epi import _checkpoint, _chunks, _journal, _path, _plan
+from numpyro_epi import _checkpoint, _chunks, _journal, _path, _plan, _stop
 
 KEY = jax.random.key(3)
 
@@ -429,7 +429,7 @@ def test_missing_and_foreign_files(tmp_path):
 def test_an_old_checkpoint_is_not_overwritten(tmp_path, two_checkpoints):
     path = tmp_path / "run.ckpt"
     path.write_bytes(two_checkpoints[0])
-    with pytest.raises(ValueError, match="Expected no checkpoint yet; got .*run.ckpt, left by an earlier run"):
+    with pytest.raises(FileExistsError, match="Expected no checkpoint yet; got .*run.ckpt, left by an earlier run"):
         epi.fit(KEY, problem(), checkpoint=path, **OPTIONS)
     assert path.read_bytes() == two_checkpoints[0]
 
@@ -476,8 +476,9 @@ def interrupt_after(chunks, monkeypatch, number):
 
 
 @pytest.fixture
-def heard():
-    """SIGINT acts, also where this process was begun in the background, which ignores it."""
+def heard(monkeypatch):
+    """SIGINT acts, also where this process was begun in the background, which ignores it; no run was interrupted before."""
+    monkeypatch.setattr(_stop.StopRequest, "_stopped_at", -np.inf)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -74,7 +74,7 @@ def test_a_draw_that_is_not_finite_is_left_out(tree):
 def test_movie_replaces_nothing_unasked(tree, tmp_path):
     path = tmp_path / "run.gif"
     path.write_text("mine")
-    with pytest.raises(ValueError, match=r"Expected an output that does not exist; got .*run\.gif"):
+    with pytest.raises(FileExistsError, match=r"Expected an output that does not exist; got .*run\.gif"):
         movie(tree, path)
     assert path.read_text() == "mine"
     movie(tree, path, overwrite=True)

@@ -58,3 +58,27 @@ def test_links_point_somewhere():
     links = re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", README)
     assert links
     assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
+
+
+def test_no_text_says_to_install_what_is_not_published():
+    """The packages are installed from a clone: only paths and other packages may follow ``pip install``."""
+    texts = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("plugins/*/README.md"),
+        *ROOT.glob("examples/**/*.md"),
+    ]
+    texts += [*ROOT.glob("numpyro_epi/*.py"), *ROOT.glob("plugins/*/src/**/*.py")]
+    commands = {path: re.findall(r"pip install ([^\n`)]*)", path.read_text()) for path in texts}
+    assert sum(map(len, commands.values())) >= 5
+    assert {
+        path for path, found in commands.items() if any(re.search(r"(?<![/\w])numpyro-epi", c) for c in found)
+    } == set()
+
+
+@pytest.mark.parametrize("plugin", ["biology", "circuits", "dynamics"])
+def test_plugins_are_installed_from_a_clone(plugin):
+    text = (ROOT / "plugins" / f"numpyro-epi-{plugin}" / "README.md").read_text()
+    (folders,) = re.findall(r"^pip install (.*)$", text, re.MULTILINE)
+    assert folders.split() == ["-e", ".", "-e", f"plugins/numpyro-epi-{plugin}"]
+    assert all((ROOT / folder / "pyproject.toml").is_file() for folder in folders.split()[1::2])

@@ -153,7 +153,7 @@ def test_stiff_direction_of_a_normal_is_first(tree, tmp_path):
 def test_report_replaces_nothing_unasked(tree, tmp_path):
     path = tmp_path / "page.html"
     path.write_text("mine")
-    with pytest.raises(ValueError, match="Expected an output that does not exist; got .*page.html"):
+    with pytest.raises(FileExistsError, match="Expected an output that does not exist; got .*page.html"):
         epi.report(tree, path)
     assert path.read_text() == "mine"
     epi.report(tree, path, overwrite=True)
