@@ -19,6 +19,10 @@ Arrays = Mapping[str, np.ndarray]
 """Site name to values; the leading axis counts draws or quadrature nodes."""
 
 
+LEAST_FRACTION = 0.045
+"""Smallest probability of a mode."""
+
+
 class Feature(NamedTuple):
     """One statistic of a problem, in JAX for the problem and in NumPy for its answer.
 
@@ -186,6 +190,17 @@ def solve(
         noise += mass @ np.where(kept[:, None], noises, 0.0)
         masses.append(mass)
     return Solution(eta, mu, covariance, float(log_normalizer), noise, tuple(masses))
+
+
+def gently(
+    tilts: np.ndarray, answer: Callable[[np.ndarray], tuple[Solution, np.ndarray]]
+) -> tuple[Solution, np.ndarray]:
+    """The solution and its modes' fractions, with tilts made smaller until no mode has less than `LEAST_FRACTION`."""
+    solution, fractions = answer(tilts)
+    while np.min(fractions) < LEAST_FRACTION:
+        tilts = 0.7 * tilts
+        solution, fractions = answer(tilts)
+    return solution, fractions
 
 
 def pose(

@@ -9,7 +9,7 @@ import scipy.optimize
 import scipy.special
 import scipy.stats
 
-from oracles.exact import Factor, Feature, Modes, Solution, Stranger, pose, solve
+from oracles.exact import Factor, Feature, Modes, Solution, Stranger, gently, pose, solve
 from oracles.sites import uniform_nodes
 from oracles.supports import gauss, grid
 
@@ -196,8 +196,8 @@ def compass(rng: np.random.Generator) -> Stranger:
     """Two to eight modes of unequal masses on a ring."""
     count, radius = int(rng.integers(2, 9)), rng.uniform(2.0, 4.0)
     bound = 2 * radius
-    r, r_weight = uniform_nodes(0.0, bound, 800)
-    t, t_weight = uniform_nodes(-math.pi, math.pi, 720)
+    r, r_weight = uniform_nodes(0.0, bound, 400)
+    t, t_weight = uniform_nodes(-math.pi, math.pi, 360)
     (r, t), log_weight = grid((r, r_weight + np.log(r)), (t, t_weight))
     log_weight = log_weight - 2 * math.log(2 * bound)
     angle = lambda xp, v: xp.arctan2(v["z"][..., 1], v["z"][..., 0])  # noqa: E731
@@ -207,10 +207,16 @@ def compass(rng: np.random.Generator) -> Stranger:
         Feature("east", lambda xp, v: v["z"][..., 0]),
         Feature("north", lambda xp, v: v["z"][..., 1]),
     ]
-    eta = np.array([-rng.uniform(2.5, 8.0), rng.uniform(5.0, 12.0), *rng.uniform(-0.5, 0.5, 2) / radius])
+    strong = [-rng.uniform(3.0, 8.0), rng.uniform(5.0, 12.0)]
     label = lambda v: np.round(angle(np, v) / (2 * math.pi / count)).astype(int) % count  # noqa: E731
     sites = {"z": np.stack([r * np.cos(t), r * np.sin(t)], axis=1)}
-    solution = solve(features, [Factor(sites, log_weight)], eta, {"z": np.array([[radius, 0.0]])})
+    labels = label(sites)
+
+    def answer(tilts: np.ndarray) -> tuple[Solution, np.ndarray]:
+        solution = solve(features, [Factor(sites, log_weight)], [*strong, *tilts], {"z": np.array([[radius, 0.0]])})
+        return solution, np.bincount(labels, solution.masses[0], count)
+
+    solution, fractions = gently(rng.uniform(-0.7, 0.7, 2) / radius, answer)
     model, log_base = _box(2, bound)
     return pose(
         "compass",
@@ -219,6 +225,6 @@ def compass(rng: np.random.Generator) -> Stranger:
         features,
         solution,
         log_base=log_base,
-        modes=Modes(label, np.bincount(label(sites), solution.masses[0], count)),
+        modes=Modes(label, fractions),
         tags=["interval", "modes"],
     )

@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 import scipy.special
 import scipy.stats
 
-from oracles.exact import Factor, Feature, Modes, Solution, Stranger, pose, solve
+from oracles.exact import Factor, Feature, Modes, Solution, Stranger, gently, pose, solve
 from oracles.sites import (
     Site,
     any_site,
@@ -133,15 +133,15 @@ def gated(rng: np.random.Generator) -> Stranger:
 
 def _solve_gated(gate: Site, others: list[Site], ungated: list[np.ndarray], eta: np.ndarray) -> Solution:
     """Given the gate all others are independent."""
-    p, log_weight = gate.nodes[::100], gate.factor.log_weight[::100] + math.log(100)
+    p, log_weight = gate.nodes[::200], gate.factor.log_weight[::200] + math.log(200)
     log_z, first, second = np.zeros((len(eta), len(p))), np.zeros((len(eta), len(p))), np.zeros((len(eta), len(p)))
     for k, (site, g) in enumerate(zip(others, ungated, strict=True)):
         node_weight = site.factor.log_weight
-        kept = np.isfinite(node_weight) & np.isfinite(g)
-        exponent = node_weight[kept][::4] + math.log(4) - eta[k] * np.outer(p, g[kept][::4])
+        kept = (np.isfinite(node_weight) & np.isfinite(g)).nonzero()[0][::8]
+        exponent = node_weight[kept] + math.log(8) - eta[k] * np.outer(p, g[kept])
         log_z[k] = scipy.special.logsumexp(exponent, axis=1)
         mass = np.exp(exponent - log_z[k][:, None])
-        first[k], second[k] = mass @ g[kept][::4], mass @ g[kept][::4] ** 2
+        first[k], second[k] = mass @ g[kept], mass @ g[kept] ** 2
     total = log_weight + log_z.sum(axis=0)
     log_normalizer = scipy.special.logsumexp(total)
     mass = np.exp(total - log_normalizer)
@@ -154,7 +154,7 @@ def _solve_gated(gate: Site, others: list[Site], ungated: list[np.ndarray], eta:
 def wells(rng: np.random.Generator) -> Stranger:
     """One to three coordinates in double wells: two to eight modes of unequal masses."""
     dim, half = int(rng.integers(1, 4)), rng.uniform(1.5, 3.0)
-    depth, tilts = rng.uniform(2.5, 6.0) / half**4, rng.uniform(-1.4, 1.4, dim) / (dim * half)
+    depth, tilts = rng.uniform(2.5, 6.0) / half**4, rng.uniform(-1.5, 1.5, dim) / half
     normal = bool(rng.random() < 0.5)
     s, bound = half * rng.uniform(0.8, 1.5), 2.2 * half
 
@@ -171,12 +171,17 @@ def wells(rng: np.random.Generator) -> Stranger:
     depth_feature = Feature("depth", lambda xp, v: xp.sum((v["z"] ** 2 - half**2) ** 2, axis=-1))
     value = Feature("z", lambda xp, v: v["z"], shape=(dim,))
     pairs, unique, more = embellish(rng, [(depth_feature, (depth,))])
-    features, eta = [*[feature for feature, _ in pairs], value], np.array([*(eta[0] for _, eta in pairs), *tilts])
-    solution = solve(features, factors, eta, {"z": np.zeros((1, dim))})
-    fractions = np.ones(1)
-    for mass in solution.masses:
-        up = mass[nodes > 0].sum()
-        fractions = np.concatenate([fractions * (1 - up), fractions * up])
+    features = [*[feature for feature, _ in pairs], value]
+
+    def answer(tilts: np.ndarray) -> tuple[Solution, np.ndarray]:
+        eta = np.array([*(eta[0] for _, eta in pairs), *tilts])
+        solution, fractions = solve(features, factors, eta, {"z": np.zeros((1, dim))}), np.ones(1)
+        for mass in solution.masses:
+            up = mass[nodes > 0].sum()
+            fractions = np.concatenate([fractions * (1 - up), fractions * up])
+        return solution, fractions
+
+    solution, fractions = gently(tilts, answer)
     return pose(
         "wells",
         f"{dim} coordinates in double wells at +-{half:.2g}: {2**dim} modes, base {base}",

@@ -154,10 +154,10 @@ def interval_site(rng: np.random.Generator, name: str, scale: float = 1.0) -> Si
     return Site(name, prior, frozen.logpdf, *nodes, low + width / 2, width / 4, "interval", "compact")
 
 
-def circular_site(rng: np.random.Generator, name: str, scale: float = 1.0) -> Site:
-    """An angle by a von Mises distribution; an angle has no scale."""
+def circular_site(rng: np.random.Generator, name: str, scale: float = 1.0, most: float = 3.0) -> Site:
+    """An angle by a von Mises distribution, of a concentration up to ``most``; an angle has no scale."""
     del scale
-    center, kappa = rng.uniform(-2.0, 2.0), rng.uniform(0.1, 3.0)
+    center, kappa = rng.uniform(-2.0, 2.0), rng.uniform(0.1, most)
 
     def log_density(z: np.ndarray) -> np.ndarray:
         return kappa * np.cos(z - center) - math.log(2 * math.pi * scipy.special.i0(kappa))

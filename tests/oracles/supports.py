@@ -10,7 +10,7 @@ import scipy.special
 import scipy.stats
 from numpy.polynomial.legendre import leggauss
 
-from oracles.exact import Factor, Feature, Modes, Stranger, pose, solve
+from oracles.exact import Factor, Feature, Modes, Solution, Stranger, gently, pose, solve
 from oracles.sites import interval_nodes
 
 
@@ -37,8 +37,7 @@ def simplex(rng: np.random.Generator) -> Stranger:
     if several:
         alpha = np.full(3, rng.uniform(1.5, 2.5))
     sharp = -rng.uniform(14.0, 20.0) if several else rng.uniform(-2.0, 6.0)
-    eta = np.array([*rng.uniform(-0.7, 0.7, 2), sharp])
-    (first, share), log_weight = grid(interval_nodes(0, 1, 401), interval_nodes(0, 1, 401))
+    (first, share), log_weight = grid(interval_nodes(0, 1, 301), interval_nodes(0, 1, 301))
     z = np.stack([first, (1 - first) * share, (1 - first) * (1 - share)], axis=1)
     constant = scipy.special.gammaln(alpha.sum()) - scipy.special.gammaln(alpha).sum()
 
@@ -52,9 +51,14 @@ def simplex(rng: np.random.Generator) -> Stranger:
         Feature("parts", lambda xp, v: v["z"][..., :2], shape=(2,)),
         Feature("concentration", lambda xp, v: xp.sum(v["z"] ** 2, axis=-1)),
     ]
-    solution = solve(features, [factor], eta, {"z": np.full((1, 3), 1 / 3)})
     label = lambda v: np.argmax(v["z"], axis=-1)  # noqa: E731
-    fractions = np.bincount(label({"z": z}), solution.masses[0], 3)
+    labels = label({"z": z})
+
+    def answer(tilts: np.ndarray) -> tuple[Solution, np.ndarray]:
+        solution = solve(features, [factor], [*tilts, sharp], {"z": np.full((1, 3), 1 / 3)})
+        return solution, np.bincount(labels, solution.masses[0], 3) if several else np.ones(1)
+
+    solution, fractions = gently(rng.uniform(-1.0, 1.0, 2), answer)
     return pose(
         "simplex",
         f"three parts of a whole, {'three modes' if several else 'one mode'}",

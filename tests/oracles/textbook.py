@@ -9,7 +9,7 @@ import scipy.special
 import scipy.stats
 from numpyro.distributions import constraints
 
-from oracles.exact import Feature, Modes, Solution, Stranger, pose, solve
+from oracles.exact import Feature, Modes, Solution, Stranger, gently, pose, solve
 from oracles.sites import Site, arrange, circular_site, log_base_of, model_of, positive_nodes, positive_site, read
 
 
@@ -164,16 +164,20 @@ def angles(rng: np.random.Generator) -> Stranger:
 def directions(rng: np.random.Generator) -> Stranger:
     """An angle with two to six preferred directions of unequal probability."""
     count = int(rng.integers(2, 7))
-    site = circular_site(rng, "z")
+    site = circular_site(rng, "z", most=0.5)
     label = lambda z: np.round(np.asarray(z, float) / (2 * math.pi / count)).astype(int) % count  # noqa: E731
-    pairs = [
-        (Feature("order", read("z", lambda xp, z: xp.cos(count * z))), (-rng.uniform(2.5, 6.0),)),
-        (Feature("cos", read("z", lambda xp, z: xp.cos(z))), (rng.uniform(-0.5, 0.5),)),
-        (Feature("sin", read("z", lambda xp, z: xp.sin(z))), (rng.uniform(-0.5, 0.5),)),
+    features = [
+        Feature("order", read("z", lambda xp, z: xp.cos(count * z))),
+        Feature("cos", read("z", lambda xp, z: xp.cos(z))),
+        Feature("sin", read("z", lambda xp, z: xp.sin(z))),
     ]
-    features, eta = arrange(pairs)
-    solution = solve(features, [site.factor], eta, site.reference)
-    fractions = np.bincount(label(site.nodes), solution.masses[0], count)
+    order = -rng.uniform(3.0, 6.0)
+
+    def answer(tilts: np.ndarray) -> tuple[Solution, np.ndarray]:
+        solution = solve(features, [site.factor], [order, *tilts], site.reference)
+        return solution, np.bincount(label(site.nodes), solution.masses[0], count)
+
+    solution, fractions = gently(rng.uniform(-0.8, 0.8, 2), answer)
     return pose(
         "directions",
         f"an angle with {count} preferred directions",
