@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
-from oracles.exact import Factor, Feature, solve
+from oracles.importance import sample
 from oracles.strangers import FAMILIES, exact_kl, strangers
 
 SEEDS = (0, 1, 2)
@@ -16,6 +16,18 @@ NEEDED = {
     *("heavy", "scaled", "lebesgue", "improper", "prior", "modes", "needle", "hole", "tube", "shell", "hard"),
     *("redundant", "inactive", "noise", "discrete", "indicator", "declared", "mistaken", "mean only", "std"),
 }
+OFTEN = ("mixed_sites", "gated", "wells", "all_moments", "simplex", "ordered", "counts", "needles", "bump", "shell")
+"""Families that show most of what all do."""
+CASES = [
+    pytest.param(
+        seed,
+        index,
+        id=f"{made_by.__name__}-{seed}",
+        marks=[] if seed == 0 and made_by.__name__ in OFTEN else [pytest.mark.slow],
+    )
+    for seed in SEEDS
+    for index, made_by in enumerate(FAMILIES)
+]
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +100,14 @@ def test_numpy_agrees_with_the_model(index):
     u = jnp.asarray(proposals(problem, rng, 6))
     repeats = 4000 if noisy else 1
     keys = jax.random.split(jax.random.key(1), (len(u), repeats))
-    found = jax.jit(jax.vmap(jax.vmap(problem.evaluate, in_axes=(0, None))))(keys, u)
-    sites = {name: np.asarray(value) for name, value in jax.vmap(problem.simulator.constrain)(u).sites.items()}
+
+    @jax.jit
+    @jax.vmap
+    def evaluate(keys, u):
+        return jax.vmap(problem.evaluate, in_axes=(0, None))(keys, u), problem.simulator.constrain(u).sites
+
+    found, sites = evaluate(keys, u)
+    sites = {name: np.asarray(value) for name, value in sites.items()}
     moments, expected = np.asarray(found.moments), stranger.moments(sites)
     # Second moments are differences of larger numbers.
     rounding = 1e-9 * (np.abs(expected) + stranger.unit**2 + np.abs(stranger.mu))
@@ -97,3 +115,44 @@ def test_numpy_agrees_with_the_model(index):
     np.testing.assert_array_less(np.abs(moments.mean(axis=1) - expected), error + rounding)
     log_base = np.asarray(found.log_base - found.log_det)[:, 0]
     np.testing.assert_allclose(stranger.log_base(sites), log_base, rtol=1e-8, atol=1e-8)
+
+
+def off(stranger, samples):
+    """Differences of an answer and importance samples, in standard errors."""
+    moments, sd = samples.mean(samples.moments), samples.mean((samples.moments - stranger.mu) ** 2)
+    pairs = [(moments, stranger.mu), (sd, stranger.sd**2)]
+    pairs.append(((samples.log_normalizer, samples.log_normalizer_error), stranger.log_normalizer))
+    if stranger.modes is not None:
+        modes = np.arange(len(stranger.modes.fractions))
+        pairs.append((samples.mean(1.0 * (samples.labels[:, None] == modes)), stranger.modes.fractions))
+    return np.concatenate([np.ravel(np.abs(found - exact) / (error + 1e-300)) for (found, error), exact in pairs])
+
+
+@pytest.mark.usefixtures("double_precision")
+@pytest.mark.parametrize(("seed", "index"), CASES)
+def test_answer_is_that_of_importance_sampling(seed, index):
+    """Moments, their spreads, the normaliser and the modes at the exact multipliers, by draws and no quadrature."""
+    stranger = family(seed, index)
+    samples = sample(stranger, seed=0)
+    assert samples.ess > 200
+    assert np.max(off(stranger, samples)) < 5
+
+
+def test_exact_kl_is_that_of_a_closed_form():
+    """Between two gamma distributions of the same scale, for a problem whose answer is one."""
+    index = [f.__name__ for f in FAMILIES].index("gamma_logs")
+    stranger = family(0, index)
+    dim = stranger.problem.dim
+    rate, shape = stranger.eta[:dim], 1 - stranger.eta[dim:]
+    other = shape * 1.3
+    draws = np.random.default_rng(1).gamma(other, 1 / rate, (40_000, dim))
+    log_q = np.sum(scipy.stats.gamma.logpdf(draws, other, scale=1 / rate), axis=1)
+    digamma, gammaln = scipy.special.digamma, scipy.special.gammaln
+    expected = np.sum((other - shape) * digamma(other) - gammaln(other) + gammaln(shape))
+    kl, error = exact_kl(stranger, {"z": draws}, log_q)
+    assert kl == pytest.approx(expected, abs=4 * error)
+    assert error < 0.02 * expected
+    itself = np.sum(scipy.stats.gamma.logpdf(draws, shape, scale=1 / rate), axis=1)
+    np.testing.assert_allclose(stranger.log_density({"z": draws}), itself, rtol=1e-9, atol=1e-9)
+    draws[:100] = -1.0
+    assert exact_kl(stranger, {"z": draws}, log_q)[0] == np.inf

@@ -6,7 +6,7 @@ and the statistics are sums over the factors, all moments are sums over the fact
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -212,7 +212,7 @@ def pose(
     *,
     log_base: Callable[[Arrays], np.ndarray],
     parameters: Sequence[str] | None = None,
-    base: Literal["prior", "lebesgue"] = "prior",
+    base: str = "prior",
     modes: Modes | None = None,
     unique: bool = True,
     tags: Sequence[str] = (),
@@ -233,7 +233,8 @@ def pose(
             std = np.sqrt(wanted).reshape(feature.shape)
         targets.append(epi.Target(feature.statistic(), mu[block].reshape(feature.shape), std))
         start = block.stop
-    problem = epi.Problem(model, epi.EmergentProperty(*targets), parameters=parameters, base=base, name=name)
+    kind = cast(Literal["prior", "lebesgue"], base)
+    problem = epi.Problem(model, epi.EmergentProperty(*targets), parameters=parameters, base=kind, name=name)
     return Stranger(
         name,
         line,

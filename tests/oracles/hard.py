@@ -39,8 +39,8 @@ def _centers(rng: np.random.Generator, count: int, dim: int, widths: np.ndarray,
 
 
 def needles(rng: np.random.Generator) -> Stranger:
-    """One to eight small Gaussian regions of unequal masses in a box of one to five dimensions."""
-    dim, bound = int(rng.integers(1, 6)), 10 ** rng.uniform(-1, 2)
+    """One to eight small Gaussian regions of unequal masses in a box of one to four dimensions."""
+    dim, bound = int(rng.integers(1, 5)), 10 ** rng.uniform(-1, 2)
     count, centers, weights = int(rng.integers(1, 9)), None, np.ones(1)
     while centers is None:
         fraction = 10 ** rng.uniform(-4, -1)
@@ -69,7 +69,7 @@ def needles(rng: np.random.Generator) -> Stranger:
 def bump(rng: np.random.Generator) -> Stranger:
     """A score that is one in a small ball of a box and zero elsewhere, with a mean between: a hole in a plateau."""
     dim, bound = int(rng.integers(2, 4)), 10 ** rng.uniform(-1, 2)
-    fraction, wanted = 10 ** rng.uniform(-4, -1.5), rng.uniform(0.3, 0.85)
+    fraction, wanted = 10 ** rng.uniform(-3, -1), rng.uniform(0.3, 0.8)
     width = 2 * bound * fraction ** (1 / dim) / math.sqrt(2 * math.pi)
     center = rng.uniform(-1, 1, dim) * max(bound - 7 * width, 0.0)
     reach = min(7 * width, bound - np.max(np.abs(center)))

@@ -1,10 +1,11 @@
 """Adaptive importance sampling of an exact problem: a route to its answer that shares no quadrature with it.
 
 Draws are taken in unconstrained coordinates from a mixture of the model's prior, or of something very broad where the prior is
-improper, and of a Student t distribution that is fitted to earlier draws.
+improper, and of Student t distributions that are fitted to earlier draws of each mode.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from oracles.exact import Stranger
 
 DEGREES = 5
 BATCH = 20_000
+FIRST = 10
+"""Batches of the first round, which has to find every mode."""
 CHUNKS = 30
 """Most batches of the last round."""
 
@@ -50,16 +53,17 @@ def sample(stranger: Stranger, seed: int, wanted: float = 1000.0) -> Weighted:
     """Importance samples of the solution at the problem's ``eta``, of about this effective sample size if it can be had."""
     rng, target = np.random.default_rng(seed), _Target(stranger)
     students: list = []
-    for _ in range(25):
-        u = target.propose(rng, students)
-        log_ratio = target.log_density(u)[0] - target.log_proposal(u, students)
+    for turn in range(25):
+        u = target.propose(rng, students, 1 if turn else FIRST)
+        log_density, _, labels = target.log_density(u)
+        log_ratio = log_density - target.log_proposal(u, students)
+        kept = np.isfinite(log_ratio)
+        u, labels, log_ratio = u[kept], labels[kept], log_ratio[kept]
         share = _share(log_ratio, 400.0)
         weight = np.exp(share * log_ratio - scipy.special.logsumexp(share * log_ratio))
-        mean = weight @ u
-        covariance = (u - mean).T @ ((u - mean) * weight[:, None])
-        covariance += 1e-12 * np.diag(np.diag(covariance) + 1e-30)
-        students = [scipy.stats.multivariate_t(mean, covariance * (DEGREES - 2) / DEGREES * 1.2, df=DEGREES)]
-        if share == 1.0:
+        students = [_student(u[labels == label], weight[labels == label]) for label in np.unique(labels)]
+        students = [student for student in students if student is not None]
+        if turn > 1 and share == 1.0:
             break
     return _last_round(target, students, rng, wanted)
 
@@ -70,7 +74,7 @@ def _last_round(target: "_Target", students: list, rng: np.random.Generator, wan
         u = target.propose(rng, students)
         log_target, found, label = target.log_density(u)
         ratios.append(log_target - target.log_proposal(u, students))
-        kept = np.isfinite(ratios[-1])
+        kept = ratios[-1] > np.max(ratios[-1]) - 600
         moments.append(np.where(kept[:, None], found, 0.0))
         labels.append(label)
         log_ratio = np.concatenate(ratios)
@@ -84,14 +88,35 @@ def _last_round(target: "_Target", students: list, rng: np.random.Generator, wan
     return Weighted(np.concatenate(moments), np.concatenate(labels), weight, log_z, error, ess)
 
 
+def _student(u: np.ndarray, weight: np.ndarray):
+    """A Student t distribution with the weighted draws' mean and covariance; nothing where they are too few."""
+    weight = weight / np.sum(weight)
+    if 1 / np.sum(weight**2) < 4 * u.shape[1]:
+        return None
+    mean = weight @ u
+    covariance = (u - mean).T @ ((u - mean) * weight[:, None])
+    covariance += 1e-12 * np.diag(np.diag(covariance) + 1e-30)
+    return scipy.stats.multivariate_t(mean, covariance * (DEGREES - 2) / DEGREES * 1.3, df=DEGREES)
+
+
 def _share(log_ratio: np.ndarray, least: float) -> float:
     """Power of the weights, at most one, at which their effective sample size is at least this."""
+
+    log_ratio = log_ratio[log_ratio > -1e30]
 
     def missing(share: float) -> float:
         scaled = share * log_ratio
         return 2 * scipy.special.logsumexp(scaled) - scipy.special.logsumexp(2 * scaled) - np.log(least)
 
     return 1.0 if missing(1.0) >= 0 else float(scipy.optimize.brentq(missing, 0.0, 1.0, xtol=1e-6))
+
+
+def _by_batches(function: Callable, values: jax.Array) -> Any:
+    """A compiled function of `BATCH` rows, of any number of them, so that it is compiled once."""
+    padding = -len(values) % BATCH
+    padded = jnp.concatenate([values, values[np.zeros(padding, int)]])
+    found = [function(padded[start : start + BATCH]) for start in range(0, len(padded), BATCH)]
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[: len(values)], *found)
 
 
 class _Target:
@@ -106,7 +131,7 @@ class _Target:
 
     def log_density(self, u: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Log density, moments and labels."""
-        draw = self._constrain(jnp.asarray(u))
+        draw = _by_batches(self._constrain, jnp.asarray(u))
         sites = {name: np.asarray(value, float) for name, value in draw.sites.items()}
         with np.errstate(all="ignore"):
             moments = self.stranger.moments(sites)
@@ -115,22 +140,27 @@ class _Target:
             labels = np.zeros(len(u), int) if modes is None else np.asarray(modes.label(sites))
         return np.where(np.isfinite(log_density), log_density, -np.inf), moments, labels
 
-    def propose(self, rng: np.random.Generator, students: list) -> np.ndarray:
-        """A batch: half from the first proposal, half from the fitted one."""
-        first = BATCH // 2 if students else BATCH
+    def propose(self, rng: np.random.Generator, students: list, batches: int = 1) -> np.ndarray:
+        """Batches: half from the first proposal, half from the fitted ones."""
+        count = batches * BATCH
+        first = count // 2 if students else count
         if self.proper:
-            u = np.asarray(self._prior(jax.random.split(jax.random.key(int(rng.integers(2**31))), BATCH)))[:first]
+            u = _by_batches(self._prior, jax.random.split(jax.random.key(int(rng.integers(2**31))), first))
         else:
             normal = 3 * rng.standard_t(3, (first, self.dim))
             wide = 1e-7 * np.sinh(rng.uniform(-35.0, 35.0, (first, self.dim)))
             u = np.where(rng.random((first, self.dim)) < 0.5, normal, wide)
-        drawn = [np.reshape(s.rvs(BATCH - first, random_state=rng), (-1, self.dim)) for s in students]
+        counts = np.diff(np.linspace(first, count, len(students) + 1).astype(int))
+        drawn = [
+            np.reshape(student.rvs(each, random_state=rng), (-1, self.dim))
+            for student, each in zip(students, counts, strict=False)
+        ]
         return np.concatenate([u, *drawn])
 
     def log_proposal(self, u: np.ndarray, students: list) -> np.ndarray:
         """Log density of `propose`."""
         if self.proper:
-            draw = self._constrain(jnp.asarray(u))
+            draw = _by_batches(self._constrain, jnp.asarray(u))
             first = np.asarray(draw.log_prior + draw.log_det)
         else:
             wide = -np.log(70.0) - np.log(np.sqrt(u**2 + 1e-14))
@@ -139,4 +169,7 @@ class _Target:
         first = np.where(np.isfinite(first), first, -np.inf)
         if not students:
             return first
-        return np.logaddexp(first, np.reshape(students[0].logpdf(u), -1)) - np.log(2)
+        fitted = scipy.special.logsumexp([np.reshape(s.logpdf(u), -1) for s in students], axis=0) - np.log(
+            len(students)
+        )
+        return np.logaddexp(first, fitted) - np.log(2)

@@ -1,7 +1,7 @@
 """Sites of every kind of support with random priors, their quadrature nodes, and random statistics of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -70,7 +70,7 @@ def model_of(*sites: Site) -> Callable[[], None]:
 
 def log_base_of(*sites: Site) -> Callable[[Arrays], np.ndarray]:
     """Joint log density of independent sites."""
-    return lambda values: sum(site.log_density(np.asarray(values[site.name], float)) for site in sites)
+    return lambda values: np.sum([site.log_density(np.asarray(values[site.name], float)) for site in sites], axis=0)
 
 
 def reference_of(*sites: Site) -> dict[str, np.ndarray]:
@@ -214,7 +214,7 @@ def random_features(rng: np.random.Generator, site: Site, most: int = 2) -> list
     return found
 
 
-def arrange(pairs: list[tuple[Feature, tuple[float, ...]]]) -> tuple[list[Feature], np.ndarray]:
+def arrange(pairs: Sequence[tuple[Feature, tuple[float, ...]]]) -> tuple[list[Feature], np.ndarray]:
     """Features and their multipliers in the order of `exact.columns`."""
     first = [eta[0] for _, eta in pairs]
     second = [eta[1] for _, eta in pairs if len(eta) > 1]

@@ -148,8 +148,7 @@ def angles(rng: np.random.Generator) -> Stranger:
         for site in sites
         for label, function in (("cos", lambda xp, z: xp.cos(z)), ("sin", lambda xp, z: xp.sin(z)))
     ]
-    eta = np.concatenate(eta)
-    solution = Solution(eta, np.concatenate(mu), covariance, log_normalizer, np.zeros(len(eta)))
+    solution = Solution(np.concatenate(eta), np.concatenate(mu), covariance, log_normalizer, np.zeros(2 * len(sites)))
     return pose(
         "angles",
         f"{len(sites)} angles with mean cosine and sine: von Mises",
