@@ -30,7 +30,7 @@ def _distances(centers: np.ndarray, widths: np.ndarray):
 
 def _centers(rng: np.random.Generator, count: int, dim: int, widths: np.ndarray, bound: float) -> np.ndarray | None:
     """Places in the box that are far from each other and from its walls, if they are found."""
-    for _ in range(300):
+    for _ in range(100):
         centers = rng.uniform(-1, 1, (count, dim)) * (bound - 7 * widths[:, None])
         apart = np.linalg.norm(centers[:, None] - centers[None], axis=-1) + 1e9 * np.eye(count)
         if np.all(apart > 6.5 * (widths[:, None] + widths[None])):
@@ -41,13 +41,14 @@ def _centers(rng: np.random.Generator, count: int, dim: int, widths: np.ndarray,
 def needles(rng: np.random.Generator) -> Stranger:
     """One to eight small Gaussian regions of unequal masses in a box of one to four dimensions."""
     dim, bound = int(rng.integers(1, 5)), 10 ** rng.uniform(-1, 2)
-    count, centers, weights = int(rng.integers(1, 9)), None, np.ones(1)
+    count, centers, tries = int(rng.integers(1, 9)), None, 0
     while centers is None:
-        fraction = 10 ** rng.uniform(-4, -1)
+        fraction = 10 ** rng.uniform(-4, -0.8 - 0.5 * dim)
         weights = 0.05 + (1 - 0.05 * count) * rng.dirichlet(np.full(count, 2.0))
         widths = weights ** (1 / dim) * 2 * bound * fraction ** (1 / dim) / math.sqrt(2 * math.pi)
         centers = _centers(rng, count, dim, widths, bound) if np.all(8 * widths < bound) else None
-        count = max(1, count - 1) if centers is None else count
+        tries += 1
+        count = max(1, count - 1) if centers is None and tries % 10 == 0 else count
     places, distances = centers, _distances(centers, widths)
     feature = Feature("distance", lambda xp, v: xp.min(distances(xp, v), axis=-1))
     model, log_base = _box(dim, bound)

@@ -119,7 +119,7 @@ def _line(low: float, high: float, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 def correlation(rng: np.random.Generator) -> Stranger:
     """A correlation matrix of two or three variables, or its Cholesky factor: correlations and log determinant."""
-    size, concentration = int(rng.integers(2, 4)), rng.uniform(1.0, 3.0)
+    size, concentration = int(rng.choice([2, 3, 3])), rng.uniform(1.0, 3.0)
     cholesky = bool(rng.random() < 0.5)
     rows, cols = np.tril_indices(size, -1)
 
