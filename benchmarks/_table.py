@@ -1,6 +1,9 @@
 """Rows of a table in Markdown, printed and written as soon as they are known, and what goes into their cells."""
 
 import resource
+import shutil
+import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
@@ -22,6 +25,15 @@ def write_header(table: TextIO, header: tuple[str, ...]) -> None:
     """Add the first row and the rule below it."""
     write_row(table, header)
     write_row(table, ("---",) * len(header))
+
+
+def commit() -> str:
+    """Short hash of the code that makes a row: a table may be made in parts."""
+    if shutil.which("git") is None:
+        return "-"
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "-"
 
 
 def peak_gigabytes() -> float:

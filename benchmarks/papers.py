@@ -18,14 +18,12 @@ weighing prior draws (optimum.md), with its own simulations; noise takes .23 nat
 import argparse
 import multiprocessing
 import re
-import shutil
-import subprocess
 import time
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from _table import achieved, peak_gigabytes, write_header, write_row
+from _table import achieved, commit, peak_gigabytes, write_header, write_row
 
 DUAL = {"dual": "chains", "weighed": "adaptive"}
 
@@ -160,19 +158,8 @@ def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str,
         per_step,
         f"{peak_gigabytes():.1f}",
         start,
-        _commit(),
+        commit(),
     )
-
-
-def _commit() -> str:
-    """Which code made a row: a table may be made in parts."""
-    here = Path(__file__).parent
-    if shutil.which("git") is None:
-        return "-"
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip() or "-"
 
 
 def _simulated_again(problem, solution):

@@ -16,6 +16,7 @@ from numpyro_epi._outcome import Verdict
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 import solvers
+import strangers as judged
 from _table import achieved
 
 
@@ -69,3 +70,37 @@ def test_fixed_steps_are_of_order_four(substeps, tolerance):
     ).ys
     error = np.abs(found - np.stack([np.cos(times), np.sin(times)], axis=1)).max()
     assert tolerance / 10 < error < 5 * tolerance
+
+
+@pytest.mark.parametrize(
+    ("said", "kl", "off", "expected"),
+    [
+        ((True, True, 0.0, 0.02), 0.03, 0.01, "RIGHT"),
+        ((True, False, np.nan, np.inf), 0.03, 0.01, "RIGHT"),
+        ((True, True, 0.0, 0.02), 0.03, 0.2, "WRONG"),
+        ((True, True, 0.0, 0.02), 0.5, 0.01, "WRONG"),
+        ((False, True, 0.0, 0.02), 0.5, 0.01, "WRONG"),
+        ((True, False, 0.3, 0.45), 0.5, 0.01, "HONEST MISS"),
+        ((True, False, np.nan, np.inf), 0.5, 0.01, "HONEST MISS"),
+        ((False, False, np.nan, np.inf), 0.01, 0.2, "HONEST MISS"),
+        ((True, True, 0.0, 0.02), np.inf, 0.01, "WRONG"),
+        ((False, False, 0.0, 0.02), np.inf, np.inf, "HONEST MISS"),
+    ],
+)
+def test_verdicts_on_strangers(said, kl, off, expected):
+    """(satisfied, certified, lower, upper) beside the exact KL and the largest error of a mean."""
+    error = np.nan if np.isinf(kl) else 0.001
+    assert judged.verdict_of(judged.Claim(*said), kl=kl, error=error, off=off, tolerance=0.05) == expected
+
+
+def test_deviations_of_strangers_are_in_their_units():
+    """Draws of a normal distribution, for a problem that wants one of another mean and standard deviation."""
+    stranger = next(s for s in judged.strangers(0, 28) if "linear_outputs" in s.name)
+    wanted = stranger.problem.property.targets[0]
+    gains = stranger.moments({"z": np.eye(stranger.problem.dim)})[:, : len(wanted.mean)].T
+    z = np.linalg.lstsq(gains, wanted.mean + 0.5 * wanted.std, rcond=None)[0]
+    off, relative = judged.deviations(stranger, {"z": z[None]})
+    assert off == pytest.approx(0.5, rel=1e-6)
+    noise = stranger.moments({"z": np.zeros((1, stranger.problem.dim))})[0, len(wanted.mean) :] - wanted.mean**2
+    expected = np.abs(np.sqrt(0.25 + noise / wanted.std**2) - 1)
+    assert relative == pytest.approx(expected.max(), rel=1e-6)

@@ -1,0 +1,1 @@
+"""Exact problems that the tests and the benchmarks ask."""
