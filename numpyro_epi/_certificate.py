@@ -46,9 +46,17 @@ MAX_KHAT, MIN_ESS, MIN_REACH, MIN_OVERLAP = 0.7, 100.0, 10.0, 25.0
 """Pareto shape above which weights say little (Vehtari et al. 2024), fewest effective draws of all proposals, of those that
 look where the guide may not, and of those that bridge to a solution of unknown normaliser: 0.2 nats."""
 
+MOST_NEGATIVE = 0.01
+"""How far below zero, nats, beyond three standard errors, a gap may be estimated before the estimates contradict each other."""
+
 UNSEEN_RATIO, MAX_UNSEEN = 10.0, 0.1
 """A place is unseen by the guide where its density is this factor below the solution's; share of the solution's mass in
 such places above which modes are probably missing."""
+
+
+OWN, OTHER, BASE, SOLUTION, INDEPENDENT = range(5)
+"""Where a draw comes from: the guide, another guide, the base, draws of the solution that the guide was fitted to, and such
+draws that it was not fitted to."""
 
 
 class Known(NamedTuple):
@@ -215,6 +223,7 @@ def assess(
     eta: Float[np.ndarray, " M"],
     *,
     solution: Draws | None = None,
+    independent: Draws | None = None,
     others: Sequence[AbstractDistribution] = (),
     num_draws: int | None = None,
 ) -> Certificate:
@@ -226,7 +235,9 @@ def assess(
         flow: The guide's flow over the unconstrained parameters.
         eta: Multipliers, shape [M].
         solution: Draws of ``p_eta`` found by other means, such as chains, in unconstrained coordinates.
-        others: Flows of other guides, which look for modes that this one lost.
+        independent: Such draws that had no part in finding the guide, in place of the others: only they, and draws of the
+            base, are evidence that no mode is missing.
+        others: Flows of other guides.
         num_draws: Draws of every proposal.
     """
     noisy = bool(problem.simulator.noise)
@@ -234,13 +245,17 @@ def assess(
     simulations = NUM_SIMULATIONS if noisy else 1
     propose_key, evaluate_key = jax.random.split(key)
     parts, wide = _propose(propose_key, problem, flow, others, count)
+    solution = solution if independent is None else independent
     if solution is not None:
         every = max(1, len(solution) // count)
         parts.append(solution[::every][:count])
     found = _evaluate(problem, (flow, *others), wide, jnp.concatenate(parts), evaluate_key, simulations)
     columns = _Columns(*(np.asarray(column, float) for column in found))
+    kinds = [OWN, *(OTHER for _ in others), BASE]
+    if solution is not None:
+        kinds.append(SOLUTION if independent is None else INDEPENDENT)
     source = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return _weigh(problem, columns, source, np.asarray(eta, float), solution is not None, simulations)
+    return _weigh(problem, columns, source, np.array(kinds)[source], np.asarray(eta, float), simulations)
 
 
 def assess_by_draws(
@@ -280,7 +295,7 @@ def assess_by_draws(
         num_simulations=known.num_simulations,
         verdict="",
     )
-    return found._replace(verdict=_sentence(found))
+    return found._replace(verdict=_sentence(found), conclusive=_is_conclusive(found))
 
 
 def weigh(
@@ -330,14 +345,15 @@ def _correction(noise: np.ndarray, eta: np.ndarray) -> np.ndarray:
 
 
 def _weigh(
-    problem: Problem, found: _Columns, source: np.ndarray, eta: np.ndarray, has_solution: bool, simulations: int
+    problem: Problem, found: _Columns, source: np.ndarray, kind: np.ndarray, eta: np.ndarray, simulations: int
 ) -> Certificate:
     target = problem.target
     usable = np.isfinite(found.log_base) & np.isfinite(found.moments).all(axis=1)
+    # A draw at the edge of the support may be infinite in unconstrained coordinates: it has no density there.
+    usable = usable & np.isfinite(found.log_guides).all(axis=0) & np.isfinite(found.log_defence)
     moments = np.where(usable[:, None], found.moments, target)
     noise = np.where(usable[:, None, None], found.noise, 0.0)
-
-    if not np.any(usable):
+    if not np.any(usable[kind == OWN]):
         nothing = Certificate(
             np.nan, np.nan, np.nan, eta, 0.0, np.inf, np.nan, 0.0, False, len(usable) * simulations, ""
         )
@@ -345,18 +361,26 @@ def _weigh(
 
     def exponent(eta: np.ndarray) -> np.ndarray:
         # A failed simulation has no mass.
-        return np.where(usable, found.log_base - (moments - target) @ eta - _correction(noise, eta), -np.inf)
+        log_p = found.log_base - (moments - target) @ eta - _correction(noise, eta)
+        return np.where(usable, log_p, -np.inf)
 
     log_p = exponent(eta)
-    densities = np.vstack([found.log_guides, found.log_defence[None]])
-    counts = np.bincount(source, minlength=len(densities) + has_solution).astype(float)
-    log_mixture, log_z = _balance(densities, log_p, counts, has_solution)
-    overlap = _overlap(log_p - log_z + math.log(counts[-1] / counts.sum()) - log_mixture) if has_solution else math.inf
-    log_w = log_p - log_mixture - scipy.special.logsumexp(log_p - log_mixture)
+    densities = np.where(usable, np.vstack([found.log_guides, found.log_defence[None]]), -np.inf)
+    # With noise the density is an estimate: in a bridge, where it stands above and below, its noise lowers log Z.
+    bridges = (kind >= SOLUTION) & (simulations == 1)
+    pooled = (kind < SOLUTION) | bridges
+    has_solution = bool(np.any(bridges))
+    counts = np.bincount(source[pooled], minlength=len(densities) + has_solution).astype(float)
+    log_mixture, log_z = _balance(densities[:, pooled], log_p[pooled], counts, has_solution)
+    own_share = log_p[pooled] - log_z + math.log(counts[-1] / counts.sum()) - log_mixture
+    overlap = _overlap(own_share) if has_solution else math.inf
+    log_w = log_p[pooled] - log_mixture
+    log_w = log_w - scipy.special.logsumexp(log_w)
     # Multipliers far off leave next to no weights to start from; without any, all draws have some.
     for start in (eta, np.zeros_like(eta)):
-        log_weight = exponent(start) - log_mixture
-        tilted = tilt(log_weight, moments, target, noise=noise if simulations > 1 else None, eta=start)
+        log_weight = exponent(start)[pooled] - log_mixture
+        spread = noise[pooled] if simulations > 1 else None
+        tilted = tilt(log_weight, moments[pooled], target, noise=spread, eta=start)
         if tilted.reached:
             eta, log_w = start + tilted.eta, tilted.log_weight
             log_z = scipy.special.logsumexp(log_weight) - math.log(len(log_weight)) + tilted.log_normalizer
@@ -364,28 +388,54 @@ def _weigh(
             break
     weight = np.exp(log_w)
     ess = 1.0 / np.sum(weight**2)
-    own = (source == 0) & np.isfinite(log_p)
+    relative_variance = max(1.0 / ess - 1.0 / len(weight), 0.0)
+    if has_solution:
+        # Bennett 1976, J. Comput. Phys. 22:245, equation 10b: perfect overlap leaves no error.
+        bridge = 1.0 / max(overlap, 1e-9) - 1.0 / counts[-1] - 1.0 / counts[:-1].sum()
+        relative_variance = max(relative_variance, bridge)
+    # The logarithm of a mean is too small by half of its relative variance.
+    log_z = log_z + 0.5 * min(relative_variance, 1.0)
+    own = (kind == OWN) & usable
     # The guide's own distance is linear in T: nothing to correct for.
     distance = found.log_guides[0][own] - log_p[own] - _correction(noise, eta)[own]
-    gap = float(np.mean(distance) + log_z)
-    variance = np.var(distance) / own.sum() + max(1.0 / ess - 1.0 / len(weight), 1.0 / max(overlap, 1e-9), 0.0)
-    elsewhere = weight[source > 0]
     ahead = np.subtract(log_p - log_z, found.log_guides[0], out=np.zeros_like(log_p), where=usable)
+    unseen, reach = _coverage(ahead > math.log(UNSEEN_RATIO), weight, kind, pooled)
     certificate = Certificate(
         upper_bound=float(log_z),
-        gap=gap,
-        standard_error=math.sqrt(variance),
+        gap=float(np.mean(distance) + log_z),
+        standard_error=math.sqrt(np.var(distance) / own.sum() + relative_variance),
         eta=eta,
         ess=float(ess),
         khat=pareto_khat(weight),
-        unseen=float(weight[ahead > math.log(UNSEEN_RATIO)].sum()),
-        reach=float(elsewhere.sum() ** 2 / max(np.sum(elsewhere**2), np.finfo(float).tiny)),
+        unseen=unseen,
+        reach=reach,
         tilted=tilted.reached,
-        num_simulations=len(weight) * simulations,
+        num_simulations=len(usable) * simulations,
         verdict="",
         overlap=overlap,
     )
-    return certificate._replace(verdict=_sentence(certificate))
+    return certificate._replace(verdict=_sentence(certificate), conclusive=_is_conclusive(certificate))
+
+
+def _coverage(is_unseen: np.ndarray, weight: np.ndarray, kind: np.ndarray, pooled: np.ndarray) -> tuple[float, float]:
+    """Fraction of the solution's mass that the guide does not see, and the effective number of draws that could tell.
+
+    Only draws that had no part in finding the guide can tell: those of the base, and independent ones of the solution.
+    """
+    base = weight[kind[pooled] == BASE]
+    reach = float(base.sum() ** 2 / max(np.sum(base**2), np.finfo(float).tiny))
+    unseen = float(weight[is_unseen[pooled]].sum())
+    solution = kind == INDEPENDENT
+    if not np.any(solution):
+        return unseen, reach
+    return max(unseen, float(np.mean(is_unseen[solution]))), reach + float(solution.sum())
+
+
+def _is_conclusive(found: Certificate) -> bool:
+    """Whether the interval of the gap may be cited: the estimates agree, are precise, and could have seen what is missing."""
+    agrees = np.isfinite(found.gap) and found.gap > -(MOST_NEGATIVE + 3 * found.standard_error)
+    precise = found.khat <= MAX_KHAT and found.ess >= MIN_ESS and found.overlap >= MIN_OVERLAP
+    return bool(agrees and found.tilted and precise and found.reach >= MIN_REACH and found.unseen <= MAX_UNSEEN)
 
 
 def _sentence(found: Certificate) -> str:
@@ -409,12 +459,16 @@ def _sentence(found: Certificate) -> str:
             f"Cannot tell: the importance weights are too uneven (Pareto k-hat {found.khat:.2f}, {found.ess:.0f} effective "
             "draws)."
         )
-    margin = max(found.gap, 0.0) + 2 * found.standard_error
-    sentence = f"Optimal within {margin:.2g} nats."
+    if found.gap < -(MOST_NEGATIVE + 3 * found.standard_error):
+        return (
+            f"Cannot tell: the estimates contradict each other, since the distance to the optimum cannot be negative "
+            f"({found.gap:.3f} ± {found.standard_error:.3f} nats)."
+        )
+    sentence = f"Optimal within {found.upper:.2g} nats."
     if found.reach < MIN_REACH:
         return (
-            f"{sentence} Cannot tell whether modes are missing: draws that do not come from the guide hardly ever have the "
-            f"property ({found.reach:.0f} effective ones)."
+            f"{sentence} Cannot tell whether modes are missing: draws that had no part in finding the guide hardly ever have "
+            f"the property ({found.reach:.0f} effective ones)."
         )
     return sentence
 

@@ -66,11 +66,24 @@ class Chunks(NamedTuple):
         return cls(unflatten(template, arrays, "state"), found)
 
 
+class Goal(NamedTuple):
+    """When a run may end before its steps are spent.
+
+    Attributes:
+        may_be_reached: Whether independent draws are worth their simulations now; without them, from the records.
+        is_reached: Whether guides whose verdicts are satisfied are near enough to the optimum, by the chunk's number.
+    """
+
+    may_be_reached: Callable[["Chunks"], bool]
+    is_reached: Callable[[list[LoopState], list[Verdict], int], bool]
+
+
 def run_chunks(
     fleet: Fleet,
     run: Chunks,
     max_steps: int,
     judge: Callable[[list[LoopState], int], list[Verdict]],
+    goal: "Goal",
     keep: Callable[[Chunks, bool], None],
     stop: StopRequest,
     recorder: Recorder,
@@ -85,6 +98,7 @@ def run_chunks(
         run: Where it stands.
         max_steps: Steps in all.
         judge: Verdicts on the restarts after a chunk, by the chunk's number.
+        goal: When a run whose verdicts are satisfied is good enough.
         keep: Takes what a checkpoint holds, and whether it must be written at once.
         stop: Whether to stop.
         recorder: Takes snapshots.
@@ -100,18 +114,21 @@ def run_chunks(
     num_chunks = math.ceil(num_epochs / per_chunk)
     size = per_chunk * steps_per_epoch
     verdicts: list[Verdict] = []
+    is_reached = False
 
     def satisfied() -> bool:
-        return bool(verdicts) and all(np.all(v.satisfies(problem.target, tolerance)) for v in verdicts)
+        return all(np.all(v.satisfies(problem.target, tolerance)) for v in verdicts)
 
     with tqdm(total=num_chunks * size, initial=len(run.found) * size, disable=not progress, unit="step") as bar:
         run_epochs = recorder.compile(fleet, run.state, per_chunk, num_chunks=NUM_CHUNKS)
         if num_chunks and not run.found:
             keep(run, True)
         while True:
-            if run.found and _arrived(run, problem, tolerance):
-                verdicts = judge(fleet.split(run.state), len(run.found) - 1)
-                if satisfied():
+            if not stop and goal.may_be_reached(run):
+                states = fleet.split(run.state)
+                verdicts = judge(states, len(run.found))
+                is_reached = satisfied() and goal.is_reached(states, verdicts, len(run.found))
+                if is_reached:
                     break
             if run.found and all(map(given_up, run.found[-1])):
                 break
@@ -122,8 +139,8 @@ def run_chunks(
             keep(run, bool(stop) or len(run.found) == num_chunks)
             bar.update(size)
             bar.set_postfix_str(_progress(run.found[-1][0], problem), refresh=False)
-    if not satisfied() or len(run.found) == num_chunks:
-        verdicts = judge(fleet.split(run.state), num_chunks)
+    if not is_reached:
+        verdicts = judge(fleet.split(run.state), num_chunks + 1)
     if stop:
         keep(run, True)
     return run, verdicts
@@ -140,11 +157,32 @@ def violations(records: EpochRecord, problem: Problem) -> np.ndarray:
     return (np.asarray(records.moment) - problem.target) / scale
 
 
+def seems_near(run: Chunks, problem: Problem, tolerance: float, max_gap: float, log_normalizer: float | None) -> bool:
+    """Whether the last chunk of a single run at the solution's multipliers lies within the tolerance and ``max_gap``.
+
+    A run without steps may be near. The guide's average is nearer than the steps that it averages.
+    """
+    if not run.found:
+        return True
+    records = run.found[-1][0]
+    late = slice(len(records.step) // 2, None)
+    if np.max(np.abs(violations(records, problem)[late].mean(axis=0))) > tolerance:
+        return False
+    distance = 0.5 * np.median(records.slack_variance[late])
+    if log_normalizer is not None and math.isfinite(log_normalizer):
+        slack = np.sum(records.eta * (records.moment - problem.target), axis=1)
+        distance = np.mean((log_normalizer - records.base_entropy + slack)[late])
+    return bool(distance <= max_gap)
+
+
 def _joined(records: tuple[EpochRecord, ...]) -> EpochRecord:
     return jax.tree.map(lambda *chunks: np.concatenate(chunks), *records)
 
 
-def _arrived(run: Chunks, problem: Problem, tolerance: float) -> bool:
+def arrived(run: Chunks, problem: Problem, tolerance: float) -> bool:
+    """Whether nothing is left to gain for any restart, by its last chunk."""
+    if not run.found:
+        return False
     there = np.all(np.asarray(run.state.remaining) == 0.0)
     return bool(there) and all(_close(each, problem, tolerance) for each in run.found[-1])
 

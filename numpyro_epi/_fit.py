@@ -21,7 +21,7 @@ from ._keys import checked_key, key_from_text
 from ._memory import MEMORY_SHARE, bytes_per_draw, free_memory
 from ._plan import Method, Plan
 from ._problem import LEAST_DRAWS, Problem, check_budget, get_problem, origin_arguments
-from ._result import Result
+from ._result import MAX_GAP, Result
 from ._types import Key
 from .multipliers import AbstractMultiplierRule, Natural
 from .objectives import AbstractObjective
@@ -41,6 +41,7 @@ def fit(
     num_restarts: int = 1,
     tolerance: float = 0.05,
     certify: bool | None = None,
+    max_gap: float = MAX_GAP,
     num_snapshots: int = 0,
     progress: bool | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -70,9 +71,12 @@ def fit(
             if it says nothing.
         num_restarts: Flows that are fitted from one start, each with noise of its own, in one compiled program; the one nearest
             to the optimum is returned, or a mixture of them where that is nearer. See `Result.restarts`.
-        tolerance: How near every mean must be to its target, in standard deviations of its statistic.
+        tolerance: How near every mean must be to its target, in units of the requested standard deviation, or of its statistic's
+            own where none was requested; and what part of it an achieved standard deviation may be off.
         certify: Estimate at the end how far the answer can be from the optimum; by default where that takes at most a fifth
             of the simulations that the run has taken.
+        max_gap: Distance from the maximum-entropy solution, nats, at which the fit is done: where the start solved the dual, the
+            guide is certified on its way, and no step is taken beyond. See `Result.certified`.
         num_snapshots: About how many times draws of the guide are kept in a run of full length, for `movie`, besides the one
             before the first step; at most once an epoch. The answer is bit for bit the same with and without. Up to 20 cost
             next to nothing; more double the time of the steps, which are run again for them.
@@ -95,7 +99,7 @@ def fit(
     began = time.perf_counter()
     key = checked_key(key)
     _check_problem(problem, "fit(key, Problem(model, property))")
-    _check_numbers(tolerance, num_snapshots)
+    _check_numbers(tolerance, num_snapshots, max_gap)
     _check_choices(flow, start=start, objective=objective, rule=rule, optimizer=optimizer)
     check_optional(certify=certify, progress=progress)
     budget = {
@@ -105,7 +109,16 @@ def fit(
     }
     check_budget(**budget)
     method = Method(flow, start, objective, rule, optimizer)
-    plan = Plan(key, problem, method, **budget, tolerance=tolerance, certify=certify, num_snapshots=num_snapshots)
+    plan = Plan(
+        key,
+        problem,
+        method,
+        **budget,
+        tolerance=tolerance,
+        certify=certify,
+        max_gap=max_gap,
+        num_snapshots=num_snapshots,
+    )
     with _keeper(checkpoint, every, new=True) as keeper, _explained(plan, checkpoint):
         return plan.run(plan.begin(None, keeper, began=began), None, keeper, began=began, progress=_shows(progress))
 
@@ -162,7 +175,7 @@ def resume(
     with _readable(saved):
         plan = Plan(key_from_text(about["key"]), problem, method, **about["numbers"])
         check_budget(num_draws=plan.num_draws, max_steps=plan.max_steps, num_restarts=plan.num_restarts)
-        _check_numbers(plan.tolerance, plan.num_snapshots)
+        _check_numbers(plan.tolerance, plan.num_snapshots, plan.max_gap)
         began -= float(about["seconds"])
         begin = _begun(saved)
     with _readable(saved, but=ValueError):
@@ -190,12 +203,15 @@ def _begun(saved: Saved) -> starts.Start | None:
     """The start that a checkpoint holds, if it was found."""
     if (about := saved.about.get("begin")) is None:
         return None
-    eta, known = saved.arrays.get("begin.eta"), about.get("known")
+    known = about.get("known")
+    optional = {name: saved.arrays.get(f"begin.{name}") for name in ("eta", "covariance", "independent")}
     return starts.Start(
         draws=jnp.asarray(saved.arrays["begin.draws"]),
         fit_draws=about["fit_draws"],
-        eta=None if eta is None else jnp.asarray(eta),
         message=about["message"],
+        log_normalizer=about["log_normalizer"],
+        infeasible=about["infeasible"],
+        **{name: None if array is None else jnp.asarray(array) for name, array in optional.items()},
         known=Known(saved.arrays["begin.log_density"], **known) if known else None,
     )
 
@@ -255,9 +271,11 @@ def _check_problem(problem: Problem, how: str) -> None:
         raise TypeError(f"Expected a Problem; got {type(problem).__name__}. Write {how}.")
 
 
-def _check_numbers(tolerance: float, num_snapshots: int) -> None:
+def _check_numbers(tolerance: float, num_snapshots: int, max_gap: float) -> None:
     if not 0 < as_number(tolerance) < math.inf:
         raise ValueError(f"Expected a finite tolerance > 0, in standard deviations; got {tolerance!r}.")
+    if not 0 < as_number(max_gap) < math.inf:
+        raise ValueError(f"Expected a finite max_gap > 0, in nats; got {max_gap!r}.")
     if isinstance(num_snapshots, bool) or not isinstance(num_snapshots, int) or num_snapshots < 0:
         raise ValueError(f"Expected num_snapshots to be an integer >= 0; got {num_snapshots!r}.")
 

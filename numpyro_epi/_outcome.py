@@ -93,12 +93,15 @@ class Certificate(NamedTuple):
         ess: Effective number of weighted draws.
         khat: Shape of a generalised Pareto distribution fitted to the largest weights.
         unseen: Share of the solution's mass where the guide has less than a tenth of the density.
-        reach: Effective number of the draws that do not come from the guide.
+        reach: Effective number of the draws that had no part in finding the guide: those of the base, and of independent
+            searches for the solution.
         tilted: Whether any weighting of the draws has the property.
         num_simulations: Model runs used.
         verdict: All of it in a sentence.
         overlap: Effective number of draws that could be the guide's or the solution's own, where draws of the solution whose
             normaliser is unknown take part: one over the variance of its logarithm. Infinite where none do.
+        conclusive: Whether ``lower`` and ``upper`` may be cited: the estimates agree and are precise, and draws that had no part
+            in finding the guide could have shown that modes are missing.
         second_log_normalizer: ``D(eta)`` by nested sampling, nats, where `certify` was given a ``second_opinion``; else NaN.
         second_standard_error: Its standard error, nats.
     """
@@ -115,8 +118,19 @@ class Certificate(NamedTuple):
     num_simulations: int
     verdict: str
     overlap: float = math.inf
+    conclusive: bool = False
     second_log_normalizer: float = math.nan
     second_standard_error: float = math.nan
+
+    @property
+    def lower(self) -> float:
+        """Lower end of the gap's 95 % interval, nats; not below zero."""
+        return max(self.gap - 1.96 * self.standard_error, 0.0)
+
+    @property
+    def upper(self) -> float:
+        """Upper end of the gap's 95 % interval, nats."""
+        return max(self.gap, 0.0) + 1.96 * self.standard_error
 
 
 class Restarts(NamedTuple):

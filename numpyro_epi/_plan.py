@@ -13,9 +13,9 @@ from flowjax.distributions import AbstractDistribution
 
 from . import _optimizer, flows, objectives, starts
 from ._begin import begin_flow, num_components
-from ._certificate import Known, assess, assess_by_draws, cost
+from ._certificate import MAX_KHAT, Known, assess, assess_by_draws, cost
 from ._checkpoint import Keeper, Saved, describe, fingerprint, without_addresses
-from ._chunks import NUM_CHUNKS, Chunks, given_up, run_chunks, violations
+from ._chunks import NUM_CHUNKS, Chunks, Goal, arrived, given_up, run_chunks, seems_near, violations
 from ._conditioned import Conditioned, conditioner
 from ._fresh import measure
 from ._journal import Journal
@@ -28,7 +28,7 @@ from ._result import Result
 from ._snapshots import Recorder
 from ._stop import StoppedBeforeFirstStep, StopRequest
 from ._types import Key, Metric, Moments
-from .multipliers import AbstractMultiplierRule
+from .multipliers import AbstractMultiplierRule, Fixed, Natural
 from .objectives import AbstractObjective, Anchored
 
 FRESH_BATCHES = 80
@@ -50,6 +50,9 @@ MAX_DISTANCE = 0.5
 
 MANY_DRAWS = 20_000
 """Draws of a start that the loop trusts as much as its own, the number that full chains give."""
+
+STILL_FALLING = 0.9
+"""Ratio of the worst violation in the last quarter of a run to that in the third, below which it is on its way to its target."""
 
 START_BATCHES = 8
 """Batches that measure the guide before the first step."""
@@ -98,6 +101,7 @@ class Plan(NamedTuple):
     num_restarts: int
     tolerance: float
     certify: bool | None
+    max_gap: float
     num_snapshots: int
 
     def about(self) -> dict[str, Any]:
@@ -145,27 +149,69 @@ class Plan(NamedTuple):
         def keep(run: Chunks, now: bool) -> None:
             if keeper is not None:
                 arrays = {"begin.draws": np.asarray(begin.draws)} | run.arrays() | recorder.arrays()
-                arrays |= {} if begin.eta is None else {"begin.eta": np.asarray(begin.eta)}
-                start = {"fit_draws": begin.fit_draws, "message": begin.message}
+                optional = {name: getattr(begin, name) for name in ("eta", "covariance", "independent")}
+                arrays |= {f"begin.{name}": np.asarray(a) for name, a in optional.items() if a is not None}
+                start = {
+                    name: getattr(begin, name) for name in ("fit_draws", "message", "log_normalizer", "infeasible")
+                }
                 if begin.known is not None:
                     arrays["begin.log_density"] = np.asarray(begin.known.log_density)
                     start["known"] = {name: getattr(begin.known, name) for name in Known._fields[1:]}
                 seconds = time.perf_counter() - began
                 keeper.save({**about, "begin": start, "chunks": len(run.found), "seconds": seconds}, arrays, now=now)
 
+        certificates: dict[int, Certificate | None] = {}
+
+        def is_reached(states: list[LoopState], verdicts: list[Verdict], chunk: int) -> bool:
+            if self._is_single(begin) and self.certify is not False:
+                (guide,) = map(conditioned, fleet.flows(states))
+                certificates.clear()
+                certificates[chunk] = found = self._certify(keys, begin, guide, verdicts[0], chunk)
+                return found is None or bool(found.conclusive and found.upper <= self.max_gap)
+            return True
+
+        def may_be_reached(run: Chunks) -> bool:
+            if self._is_single(begin):
+                return seems_near(run, self.problem, self.tolerance, self.max_gap, begin.log_normalizer)
+            return arrived(run, self.problem, self.tolerance)
+
         with StopRequest() as stop:
             run, verdicts = run_chunks(
-                fleet, run, budget, judge, keep, stop, recorder, tolerance=self.tolerance, progress=progress
+                fleet,
+                run,
+                budget,
+                judge,
+                Goal(may_be_reached, is_reached),
+                keep,
+                stop,
+                recorder,
+                tolerance=self.tolerance,
+                progress=progress,
             )
             states = fleet.split(run.state)
             verdicts = stop.unless_stopped(
                 lambda: _looked_at_again(
-                    self.problem, verdicts, self.tolerance, lambda: judge(states, NUM_CHUNKS + 1, MORE * FRESH_BATCHES)
+                    self.problem, verdicts, self.tolerance, lambda: judge(states, NUM_CHUNKS + 9, MORE * FRESH_BATCHES)
                 ),
                 verdicts,
             )
             guides = list(map(conditioned, fleet.flows(states)))
-            return self._finish(keys, begin, states, guides, run, verdicts, stop, began, recorder)
+            last = certificates.get(len(run.found))
+            return self._finish(keys, begin, states, guides, run, verdicts, last, stop, began, recorder)
+
+    def _is_single(self, begin: starts.Start) -> bool:
+        """Whether one guide moves towards a known solution, so that it can be certified on its way."""
+        return begin.eta is not None and self.num_restarts == 1
+
+    def _certify(
+        self, keys: Key, begin: starts.Start, guide: AbstractDistribution, verdict: Verdict, chunk: int
+    ) -> Certificate | None:
+        """The certificate of a guide near a known solution; ``None`` where it is too expensive to be made unasked."""
+        eta = np.asarray(begin.eta, float)
+        if self.certify is not True and begin.known is not None:
+            return assess_by_draws(self.problem, guide, verdict, begin.draws, eta, begin.known)
+        key = jax.random.fold_in(jax.random.fold_in(keys[2], 3), chunk)
+        return assess(key, self.problem, guide, eta, solution=begin.draws, independent=begin.independent)
 
     def _is_pathwise(self) -> bool:
         """Whether the fit took gradients through the simulator."""
@@ -176,12 +222,13 @@ class Plan(NamedTuple):
     def _launch(self, keys: Key, begin: starts.Start, saved: Saved | None) -> tuple[Fleet, Chunks, int]:
         """The compiled loop, where it stands, and the steps that it may take."""
         problem, method, is_known = self.problem, self.method, saved is not None
+        rule = _rule_for(method.rule, begin)
         objective = objectives.default(problem) if method.objective is None else method.objective
-        annealed = method.rule.anneals and begin.eta is None
+        annealed = rule.anneals and begin.eta is None
         settings = _Settings(
             problem,
             objective if begin.eta is None else Anchored(objective, begin.draws, anchor_weight(begin)),
-            method.rule,
+            rule,
             method.optimizer or _optimizer.default(self.max_steps),
             self.num_draws,
             anneal_steps=int(0.6 * self.max_steps) if annealed else 0,
@@ -195,7 +242,8 @@ class Plan(NamedTuple):
         run = Chunks(fleet.stack([state for _, state, _ in begun]), [])
         if saved is not None:
             run = Chunks.read(saved.arrays, run.state, saved.about["chunks"], self.num_restarts)
-        return fleet, run, self.max_steps if all(finite_share > 0 for *_, finite_share in begun) else 0
+        usable = all(finite_share > 0 for *_, finite_share in begun) and begin.infeasible is None
+        return fleet, run, self.max_steps if usable else 0
 
     def _finish(
         self,
@@ -205,6 +253,7 @@ class Plan(NamedTuple):
         guides: list[AbstractDistribution],
         run: Chunks,
         verdicts: list[Verdict],
+        certified_already: Certificate | None,
         stop: StopRequest,
         began: float,
         recorder: Recorder,
@@ -213,9 +262,14 @@ class Plan(NamedTuple):
         problem, num_draws, tolerance = self.problem, self.num_draws, self.tolerance
         records = run.records(self.num_restarts)
         is_solved = begin.eta is not None
-        statuses = [_status(problem, v, r, tolerance, is_solved) for v, r in zip(verdicts, records, strict=True)]
+        infeasible = begin.infeasible is not None
+        statuses = [
+            STATUS.infeasible if infeasible else _status(problem, v, r, tolerance, is_solved)
+            for v, r in zip(verdicts, records, strict=True)
+        ]
         late = [_late_multipliers(state, record) for state, record in zip(states, records, strict=True)]
         eta = np.asarray(begin.eta if begin.eta is not None else np.median(late, axis=0), float)
+        source = "start" if is_solved else "loop"
         found = Candidates(guides, verdicts, statuses)
         restarts = None
         if self.num_restarts > 1:
@@ -226,38 +280,48 @@ class Plan(NamedTuple):
         if restarts is not None and restarts.mixed:
             status = _status(problem, verdict, records[restarts.chosen], tolerance, is_solved)
         steps = int(states[0].step)
-        residual = None
         if begin.eta is None and status is STATUS.satisfied:
             num_batches = max(FRESH_BATCHES, steps // STEPS_PER_BATCH)
             shown = stop.unless_stopped(
                 lambda: measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws), None
             )
-            if shown is not None:
-                shown_eta, residual = shown.multipliers(problem.target)
-                eta = shown_eta if residual < MAX_DISTANCE else eta
+            shown_eta, residual = (eta, np.inf) if shown is None else shown.multipliers(problem.target)
+            if residual < MAX_DISTANCE:
+                eta, source = shown_eta, "guide"
+        else:
+            residual = np.inf
         proposals = 1 + min(len(found.flows), MAX_PROPOSALS) + (begin.eta is not None)
         simulations = self.num_restarts * steps * num_draws
 
         def certified() -> Certificate | None:
-            if _certifies(self.certify, problem, proposals, simulations=simulations) and np.all(np.isfinite(eta)):
+            if self.certify is False or infeasible or not np.all(np.isfinite(eta)):
+                return None
+            if self._is_single(begin) and np.isfinite(verdict.base_entropy):
+                return certified_already or self._certify(keys, begin, fitted, verdict, NUM_CHUNKS + 1)
+            if _certifies(self.certify, problem, proposals, simulations=simulations) or begin.independent is not None:
                 return assess(
                     jax.random.fold_in(keys[2], 3),
                     problem,
                     fitted,
                     eta,
                     solution=begin.draws if begin.eta is not None else None,
+                    independent=begin.independent,
                     others=found.flows[1:MAX_PROPOSALS],
                 )
-            if self.certify is not False and begin.known is not None and np.isfinite(verdict.base_entropy):
+            if begin.known is not None and np.isfinite(verdict.base_entropy):
                 return assess_by_draws(problem, fitted, verdict, begin.draws, eta, begin.known)
             return None
 
         certificate = stop.unless_stopped(certified, None)
-        if residual is not None and certificate is not None and certificate.tilted:
+        if begin.eta is None and certificate is not None and certificate.tilted:
             # Weights correct for what the guide misses of the solution, which its regression on the statistics does not; but
             # they are fewer draws.
             enough = max(MIN_WEIGHTED, 1.0 / (BIASED_PART * max(residual, 1e-9)))
-            eta = certificate.eta if certificate.ess > enough else eta
+            if certificate.ess > enough and certificate.khat < MAX_KHAT:
+                eta, source = certificate.eta, "certificate"
+            if status is STATUS.infeasible and certificate.ess > MIN_WEIGHTED:
+                # Some weighting of draws has the property.
+                status = STATUS.unsatisfied
         cut_by = stop.signal_name
         status = STATUS.interrupted if cut_by else status
         return Result(
@@ -275,6 +339,9 @@ class Plan(NamedTuple):
                 "num_restarts": self.num_restarts,
                 "start_message": begin.message,
                 "start_solved": is_solved,
+                "infeasible": begin.infeasible,
+                "max_gap": self.max_gap,
+                "multiplier_source": source,
                 "flow": self.method.flow_name(),
                 "rule": repr(self.method.rule),
                 "pathwise": self._is_pathwise(),
@@ -333,6 +400,8 @@ class _Settings(NamedTuple):
         if not is_known:
             first = measure(self.problem, flow, keys[2], START_BATCHES, self.num_draws)
             mean, covariance, finite_share = first.mean, first.covariance, first.finite_share
+        if begin.covariance is not None:
+            covariance = begin.covariance
         rule = _begin_rule(self.rule, keys[3], jnp.asarray(covariance, float), begin.eta)
         origin = parameters, parameters, self.optimizer.init(parameters), rule
         state = LoopState(
@@ -359,6 +428,13 @@ class _Settings(NamedTuple):
             self.memory,
         )
         return loop, state, finite_share
+
+
+def _rule_for(rule: AbstractMultiplierRule, begin: starts.Start) -> AbstractMultiplierRule:
+    """The rule of a run: multipliers that the start knows are not moved by `Natural`."""
+    if begin.eta is not None and isinstance(rule, Natural):
+        return Fixed(rule.penalty, rule.steps_per_epoch, rule.shrinkage)
+    return rule
 
 
 def anchor_weight(begin: starts.Start) -> float:
@@ -425,7 +501,10 @@ def _out_of_reach(problem: Problem, verdict: Verdict, records: EpochRecord, tole
     moved = (records.eta[-1] - records.eta[-quarter]) * verdict.scale
     violation = verdict.violation(problem.target)
     worst = int(np.argmax(np.abs(violation)))
-    late = violations(records, problem)[-quarter:, worst]
+    found = violations(records, problem)[:, worst]
+    late, earlier = found[-quarter:], found[-2 * quarter : -quarter]
+    if np.mean(np.abs(late)) < STILL_FALLING * np.mean(np.abs(earlier)):
+        return False
     # Of a statistic that does not vary the violation is infinite, and no multiplier moves it.
     with np.errstate(invalid="ignore"):
         against = moved[worst] * violation[worst]

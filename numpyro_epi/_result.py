@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     import xarray as xr
 
 
+MAX_GAP = 0.05
+"""Distance from the maximum-entropy solution, nats, up to which an answer is called certified by default."""
+
 NOT_FOLLOWED = (
     "The property can be had: the run's start found draws that have it, and the flow does not follow them closely enough. "
     "Give more steps (max_steps) or a larger flow, or take the exact answer: solve_dual has its draws and its normaliser."
@@ -67,6 +70,13 @@ class Result(eqx.Module):
         return self.status is STATUS.satisfied
 
     @property
+    def certified(self) -> bool:
+        """Whether the property holds and a conclusive certificate puts the answer within ``max_gap`` nats of the optimum."""
+        found = self.certificate
+        most = self.settings.get("max_gap", MAX_GAP)
+        return self.satisfied and found is not None and bool(found.conclusive) and found.upper <= most
+
+    @property
     def status_name(self) -> str:
         """The status as one word."""
         return self.status.name
@@ -75,9 +85,25 @@ class Result(eqx.Module):
     def status_message(self) -> str:
         """The status in a sentence, with the constraints that are furthest off where there are any."""
         is_flow = self.status is STATUS.unsatisfied and self.settings.get("start_solved")
-        return message(
+        said = message(
             self.status, self.problem, self.verdict, self.settings["tolerance"], NOT_FOLLOWED if is_flow else ""
         )
+        return f"{said} {self._distance()}".rstrip()
+
+    def _distance(self) -> str:
+        """The certificate beside the status, and the moments whose standard deviation says little."""
+        parts = []
+        if self.satisfied and (found := self.certificate) is not None:
+            if not found.conclusive:
+                parts.append("Its distance from maximum entropy is not certified; see the certificate.")
+            elif self.certified:
+                parts.append(f"It is within {found.upper:.2g} nats of maximum entropy.")
+            else:
+                parts.append(f"It may be {found.upper:.2g} nats short of maximum entropy.")
+        if (heavy := self.verdict.heavy_tailed) is not None and np.any(heavy):
+            names = ", ".join(c.name for c, is_heavy in zip(self.problem.constraints, heavy, strict=True) if is_heavy)
+            parts.append(f"Few draws make most of the standard deviation of {names}.")
+        return " ".join(parts)
 
     @property
     def entropy(self) -> float:

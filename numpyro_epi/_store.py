@@ -40,7 +40,7 @@ def save(
     key = jax.random.fold_in(key_from_text(result.seed), 7)
     groups, attrs = result_groups(result, key=key)
     groups[FLOW_GROUP] = _flow_dataset(result.flow)
-    groups[VERDICT_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.verdict._asdict().items()})
+    groups[VERDICT_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.verdict._asdict().items() if v is not None})
     if result.certificate is not None:
         groups[CERTIFICATE_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.certificate._asdict().items()})
     if sensitivity is not None:

@@ -38,6 +38,7 @@ class Start(NamedTuple):
         covariance: Of the moments under the solution, shape [M, M], where the multipliers are known.
         independent: Draws of the solution that had no part in ``draws``, shape [K, D]: they may show that modes are missing.
         log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats, where it is known.
+        infeasible: Why no distribution seems to have the property, in a sentence; then no step is taken.
     """
 
     draws: Draws
@@ -48,6 +49,7 @@ class Start(NamedTuple):
     covariance: Metric | None = None
     independent: Draws | None = None
     log_normalizer: float | None = None
+    infeasible: str | None = None
 
 
 class AbstractStart(eqx.Module):
