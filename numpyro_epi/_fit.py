@@ -17,6 +17,7 @@ from . import flows, objectives, starts
 from ._arguments import as_number, check_instance, check_optional
 from ._certificate import Known
 from ._checkpoint import Keeper, Saved, compare, read
+from ._gradients import without_misleading_gradients
 from ._keys import checked_key, key_from_text
 from ._memory import MEMORY_SHARE, bytes_per_draw, free_memory
 from ._plan import Method, Plan
@@ -172,6 +173,7 @@ def resume(
     _check_choices(flow, start=start, objective=objective, rule=rule, optimizer=optimizer)
     check_optional(progress=progress)
     method = Method(flow, start, objective, rule, optimizer)
+    problem = problem if objective is not None else without_misleading_gradients(problem)
     with _readable(saved):
         plan = Plan(key_from_text(about["key"]), problem, method, **about["numbers"])
         check_budget(num_draws=plan.num_draws, max_steps=plan.max_steps, num_restarts=plan.num_restarts)

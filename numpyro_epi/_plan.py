@@ -337,7 +337,7 @@ class Plan(NamedTuple):
                 "steps": steps,
                 "tolerance": tolerance,
                 "num_restarts": self.num_restarts,
-                "start_message": begin.message,
+                "start_message": f"{_misled(problem)}{begin.message}",
                 "start_solved": is_solved,
                 "infeasible": begin.infeasible,
                 "max_gap": self.max_gap,
@@ -515,6 +515,16 @@ def _late_multipliers(state: LoopState, records: EpochRecord | None) -> np.ndarr
     if records is None:
         return np.asarray(state.rule.eta, float)
     return np.asarray(records.eta, float)[-max(1, len(records.eta) // 10) :].mean(axis=0)
+
+
+def _misled(problem: Problem) -> str:
+    """What was found of the statistics' gradients."""
+    if not problem.misled:
+        return ""
+    return (
+        f"The gradients of {', '.join(problem.misled)} are not those of its mean, so the score function was used "
+        "(declare it with statistic(differentiable=False)). "
+    )
 
 
 def _history(records: EpochRecord | None, problem: Problem) -> dict[str, np.ndarray]:

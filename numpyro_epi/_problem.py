@@ -70,6 +70,7 @@ class Problem(eqx.Module):
 
     Attributes:
         origin: Name and arguments, as JSON, of a problem that `get_problem` built: it can be asked for again.
+        misled: Statistics that are declared differentiable and whose gradients `fit` found to mislead; see `differentiable`.
 
     Raises:
         ValueError: If the parameters, the base or a target do not fit the model, a number is not positive, or a model with
@@ -86,6 +87,7 @@ class Problem(eqx.Module):
     max_steps: int = eqx.field(static=True)
     nonfinite: Literal["refuse", "condition"] = eqx.field(static=True)
     origin: tuple[str, str] | None = eqx.field(static=True, default=None)
+    misled: tuple[str, ...] = eqx.field(static=True, default=())
 
     def __init__(
         self,
@@ -131,6 +133,7 @@ class Problem(eqx.Module):
         self.constraints = tuple(property.constraints(self._abstract_sites()))
         self.name = name or str(getattr(model, "__name__", type(model).__name__))
         self.origin = None
+        self.misled = ()
 
     @builtins.property  # The field of that name hides the decorator from type checkers.
     def dim(self) -> int:
@@ -163,7 +166,7 @@ class Problem(eqx.Module):
         Where failing simulations have a value, or no mass, statistics or density jump at their border, which no gradient
         through the simulator sees.
         """
-        if self.nonfinite == "condition":
+        if self.nonfinite == "condition" or self.misled:
             return False
         return all(t.statistic.differentiable and t.if_nonfinite is None for t in self.property.targets)
 

@@ -19,7 +19,7 @@ from ._chains import Solved, solve
 from ._path import ChainSettings, draw_reference, mirrored_pairs
 from ._problem import Problem
 from ._products import compiled
-from ._types import Draws, Key, Moments, Scalar
+from ._types import Draws, Key, MomentDraws, Moments, Scalar
 
 LOOP_STEPS = 100
 """Assumed rounds of a loop whose number nobody knows before it runs."""
@@ -37,6 +37,9 @@ LIGHT = ChainSettings(num_chains=128, num_updates=80, num_transitions=4, num_sim
 
 MIRRORED = ChainSettings(num_chains=128, num_updates=80, num_transitions=4, num_simulations=4, mirrored=True)
 """Such light chains with pairs of opposite noise, two of which say how noisy their mean is."""
+
+NOISY, FEW_DIMENSIONS = ChainSettings(num_chains=128, num_updates=80, num_transitions=4, num_simulations=16), 40
+"""Light chains that average many simulations, and dimensions up to which so few chains do."""
 
 MIRRORED_GAIN = 4.0
 """Least ratio of noise in the mean of two independent simulations to that of an opposite pair from which pairs are used."""
@@ -64,6 +67,22 @@ def expensive(problem: Problem) -> bool:
     return work(problem) > EXPENSIVE
 
 
+def is_trivial(problem: Problem) -> bool:
+    """Whether a simulation costs less than a draw of the default flow."""
+    return work(problem) <= TRIVIAL
+
+
+@compiled
+def reference_moments(problem: Problem, key: Key, count: int) -> MomentDraws:
+    """Moments of draws of what chains begin with."""
+
+    def one(key: Key) -> Moments:
+        draw_key, noise_key = jax.random.split(key)
+        return problem.evaluate(noise_key, draw_reference(problem, draw_key)).moments
+
+    return jax.lax.map(one, jax.random.split(key, count), batch_size=min(count, 250))
+
+
 def has_large_noise(problem: Problem) -> bool:
     """Whether averages of two simulations are too noisy for chains."""
     return bool(problem.simulator.noise) and _noise_share(problem) > LARGE_NOISE
@@ -77,7 +96,9 @@ def chain_settings(problem: Problem) -> ChainSettings:
     if problem.simulator.noise:
         if _cancels(problem):
             return MIRRORED
-        return ChainSettings() if has_large_noise(problem) else LIGHT
+        if not has_large_noise(problem):
+            return LIGHT
+        return ChainSettings() if problem.dim > FEW_DIMENSIONS else NOISY
     return LIGHT if work(problem) > TRIVIAL else ChainSettings()
 
 

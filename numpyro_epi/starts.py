@@ -11,18 +11,27 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from ._arguments import check_bool, check_count, check_instance, check_positive
 from ._certificate import Known, pareto_khat
-from ._path import ChainSettings, begins_at_base
+from ._chains import Solved
+from ._path import ChainSettings
 from ._pilot import approach, resample
 from ._problem import Problem
 from ._products import compiled
 from ._types import Draws, Key, Metric, Moments, Numbers
 from ._weighed import Weighed, weigh_draws
-from ._work import expensive, has_large_noise, solve_by_chains
+from ._work import expensive, has_large_noise, is_trivial, reference_moments, solve_by_chains
 
-__all__ = ["AbstractStart", "Chains", "Gaussian", "Pilot", "Prior", "Start", "default"]
+__all__ = ["AbstractStart", "Chains", "FirstOf", "Gaussian", "Pilot", "Prior", "Start", "default"]
+
+FEW_PARAMETERS = 6
+"""Number of parameters up to which proposals of weighed draws find a solution under large noise with fewer simulations than
+chains take."""
+
+NUM_HULL, LEAST_DISTANCE = 2000, 0.1
+"""Draws of each kind that say whether targets are out of reach, and least distance at which they are, in standard deviations."""
 
 
 class Start(NamedTuple):
@@ -233,7 +242,8 @@ class Chains(AbstractStart):
         solution, settings = solve_by_chains(problem, chain_key, self.settings)
         if not solution.settled(problem.target, self.tolerance):
             start = Prior()(prior_key, problem)
-            return start._replace(message=f"The chains did not reach the targets. {start.message}")
+            reason = _why_infeasible(problem, solution, prior_key)
+            return start._replace(message=f"The chains did not reach the targets. {start.message}", infeasible=reason)
         draws = solution.draws.reshape(-1, problem.dim)
         message = (
             f"Started from {len(draws)} draws of {settings.num_chains} chains that solved the dual with "
@@ -251,19 +261,99 @@ class Chains(AbstractStart):
         )
 
 
-def default(problem: Problem) -> AbstractStart:
-    """The start that a problem's own cost and noise ask for.
+class FirstOf(AbstractStart):
+    """The first of several starts that finds draws of the solution; else the best that one of them found.
 
-    Chains where statistics have gradients, simulations are cheap and their noise is small; fewer and shorter ones where a
-    simulation is not trivial. Where it is expensive, or jumps, weighed draws that need no gradients. The
-    prior where noise is large, since every step of a chain then costs many simulations and the loop needs one a draw, and
-    under an improper prior, where chains cost more than they gained (``benchmarks/results``).
+    Attributes:
+        options: Starts, in order.
     """
-    if not begins_at_base(problem):
-        return Prior()
-    if not problem.differentiable or expensive(problem):
-        return Pilot(or_prior=True)
-    return Prior() if has_large_noise(problem) else Chains()
+
+    options: tuple[AbstractStart, ...]
+
+    def __check_init__(self):
+        if not self.options:
+            raise ValueError("Expected at least one start; got none.")
+        for option in self.options:
+            check_instance("an option", option, AbstractStart, "a start, such as starts.Chains()")
+
+    def __call__(self, key, problem):
+        found: list[Start] = []
+        for number, option in enumerate(self.options):
+            found.append(option(jax.random.fold_in(key, number), problem))
+            if found[-1].eta is not None:
+                break
+        # Draws near the property are nearer than the prior.
+        best = next((start for start in found if start.eta is not None or start.fit_draws), found[-1])
+        reasons = [start.infeasible for start in found if start.infeasible is not None]
+        infeasible = reasons[0] if reasons and best.eta is None and not best.fit_draws else None
+        return best._replace(message=" ".join(dict.fromkeys(start.message for start in found)), infeasible=infeasible)
+
+
+def default(problem: Problem) -> AbstractStart:
+    """What finds draws of the solution at the cost and with the noise that the problem has.
+
+    Chains where statistics have gradients and simulations are cheap; weighed draws where simulations are expensive or noisy,
+    or where statistics have no gradients. Each stands in for the other where it fails, and the prior for both.
+    """
+    is_cheap = not expensive(problem)
+    chains, pilot = Chains(), _pilot_for(problem)
+    options: list[AbstractStart] = []
+    if problem.differentiable and is_cheap and not (has_large_noise(problem) and problem.dim <= FEW_PARAMETERS):
+        options = [chains, pilot]
+    else:
+        options = [pilot, chains] if problem.differentiable and is_cheap else [pilot]
+    if not problem.simulator.has_proper_prior:
+        options = [option for option in options if option is chains] or [Prior()]
+    return FirstOf(tuple(options))
+
+
+def _pilot_for(problem: Problem) -> Pilot:
+    """More simulations where they cost next to nothing."""
+    if is_trivial(problem):
+        return Pilot(or_prior=True, batch=4000, max_simulations=800_000)
+    return Pilot(or_prior=True)
+
+
+def _why_infeasible(problem: Problem, solution: Solved, key: Key) -> str | None:
+    """Why no distribution seems to have the property, by draws of the chains that were pushed there and of the reference."""
+    pushed = np.asarray(solution.moments, float).reshape(-1, len(problem.target))
+    pushed = pushed[:: max(1, len(pushed) // NUM_HULL)]
+    others = np.asarray(reference_moments(problem, key, NUM_HULL), float)
+    distance = out_of_reach(np.concatenate([pushed, others]), problem)
+    if distance <= LEAST_DISTANCE:
+        return None
+    return (
+        f"No mixture of {len(pushed) + len(others)} draws, half of them pushed to the targets by chains, comes nearer to them "
+        f"than {distance:.2g} standard deviations."
+    )
+
+
+def out_of_reach(moments: Float[np.ndarray, "N M"], problem: Problem) -> float:
+    """How far the targets are from every mean that a weighting of these draws can have, in units of their scale.
+
+    Args:
+        moments: ``T`` of draws that were pushed towards the targets, and of others.
+        problem: The question.
+
+    Returns:
+        The least largest deviation; zero where the targets are a weighted mean.
+    """
+    # It takes longer to import than most of the package.
+    import scipy.optimize
+
+    moments = moments[np.isfinite(moments).all(axis=1)]
+    if len(moments) == 0:
+        return np.inf
+    scale = np.maximum(problem.scale(moments.std(axis=0)), np.finfo(np.float32).tiny)
+    away = ((moments - problem.target) / scale).T
+    count, size = away.shape[1], away.shape[0]
+    # Weights and the deviation t: |sum of weights away| <= t.
+    bound = np.block([[away, -np.ones((size, 1))], [-away, -np.ones((size, 1))]])
+    total = np.append(np.ones(count), 0.0)[None]
+    found = scipy.optimize.linprog(
+        np.append(np.zeros(count), 1.0), A_ub=bound, b_ub=np.zeros(2 * size), A_eq=total, b_eq=[1.0], method="highs"
+    )
+    return float(found.x[-1]) if found.success else 0.0
 
 
 def _prior_draws(key: Key, problem: Problem, num_draws: int) -> Draws:

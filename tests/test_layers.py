@@ -53,6 +53,7 @@ LAYERS = (
         "_dual_weights",
         "_dual_chains",
         "_dual",
+        "_gradients",
         "starts",
         "_optimizer",
         "_begin",

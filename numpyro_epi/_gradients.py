@@ -1,0 +1,89 @@
+"""Whether gradients through the simulator are those of the statistics' means: no count or step may pass for differentiable."""
+
+import copy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ._path import draw_reference
+from ._problem import Problem
+from ._products import compiled
+from ._types import Key, MomentDraws, Unconstrained
+from ._work import expensive
+
+NUM_LINES, NUM_PIECES, FEW_LINES, FEW_PIECES = 512, 8, 64, 4
+"""Lines along which statistics are compared with the integrals of their gradients, and pieces of each; fewer where simulations
+are expensive."""
+
+REACH = 0.3
+"""Largest length of a line, as a fraction of the way from one draw of the reference to another."""
+
+MISSED, SURE = 0.25, 5.0
+"""Fraction of a statistic's change along the lines that its gradient must miss, and in how many standard errors."""
+
+
+def misleading(problem: Problem) -> tuple[str, ...]:
+    """Names of the statistics that are declared differentiable and whose gradients miss their changes.
+
+    Along a line, the change of a statistic is the integral of its derivative, which a random point in each piece of the line
+    estimates without bias. The product of what is missed with the change under other noise of the simulator has mean zero
+    if gradients are right on average over the noise, however narrow the statistic's features are.
+    """
+    declared = [t.statistic.name for t in problem.property.targets if t.statistic.differentiable]
+    if not declared or not problem.differentiable:
+        return ()
+    lines, pieces = (FEW_LINES, FEW_PIECES) if expensive(problem) else (NUM_LINES, NUM_PIECES)
+    changes, again, integrals = (
+        np.asarray(part, float) for part in _changes(problem, jax.random.key(0), lines, pieces)
+    )
+    found = []
+    for i, constraint in enumerate(problem.constraints):
+        usable = np.isfinite(changes[:, i]) & np.isfinite(again[:, i]) & np.isfinite(integrals[:, i])
+        missed = ((changes - integrals)[:, i] * again[:, i])[usable]
+        size = np.mean((changes[:, i] * again[:, i])[usable]) if np.any(usable) else 0.0
+        if len(missed) < 2 or not size > 0:
+            continue
+        error = missed.std() / np.sqrt(len(missed))
+        if missed.mean() > MISSED * size and missed.mean() > SURE * error:
+            found.append(constraint.statistic)
+    owners = {name: statistic for statistic in declared for name in found if name.split("[")[0] == statistic}
+    return tuple(sorted(set(owners.values()) or set(found)))
+
+
+def without_misleading_gradients(problem: Problem) -> Problem:
+    """The problem, knowing whose gradients mislead, so that nothing follows them."""
+    names = misleading(problem)
+    if not names:
+        return problem
+    known = copy.copy(problem)
+    object.__setattr__(known, "misled", names)  # The copy is nobody else's yet.
+    return known
+
+
+@compiled
+def _changes(problem: Problem, key: Key, lines: int, pieces: int) -> tuple[MomentDraws, MomentDraws, MomentDraws]:
+    """Changes of the moments along lines, the same under other noise, and integrals of the derivatives along them."""
+
+    def one(key: Key) -> tuple[Array, Array, Array]:
+        from_key, to_key, length_key, first_key, second_key, where_key = jax.random.split(key, 6)
+        begin = draw_reference(problem, from_key)
+        way = REACH * jax.random.uniform(length_key) * (draw_reference(problem, to_key) - begin)
+
+        def moments(u: Unconstrained, noise: Key) -> Float[Array, " M"]:
+            return problem.evaluate(noise, u).moments
+
+        def change(noise: Key) -> Float[Array, " M"]:
+            return moments(begin + way, noise) - moments(begin, noise)
+
+        def derivative(part: Array) -> Float[Array, " M"]:
+            # In reverse mode, which every simulator of a fit has.
+            _, pull = jax.vjp(lambda u: moments(u, first_key), begin + part * way)
+            rows = jax.vmap(lambda row: pull(row)[0])(jnp.eye(len(problem.constraints), dtype=way.dtype))
+            return rows @ way
+
+        parts = (jnp.arange(pieces) + jax.random.uniform(where_key, (pieces,))) / pieces
+        return change(first_key), change(second_key), jnp.mean(jax.lax.map(derivative, parts), axis=0)
+
+    return jax.lax.map(one, jax.random.split(key, lines), batch_size=min(lines, 64))
