@@ -171,7 +171,7 @@ def _final_multipliers(
         axis.scatter(max(steps, default=0), value, edgecolors=style["color"], zorder=5, clip_on=False, **look)
     source = str(constraints["multiplier"].attrs.get("source", ""))
     label = "multiplier of the result" + (f",\nfrom {shorten(source, 28)}" if source else "")
-    marker = {"marker": "D", "markerfacecolor": "white", "markersize": 5, "linestyle": "none"}
+    marker: dict[str, Any] = {"marker": "D", "markerfacecolor": "white", "markersize": 5, "linestyle": "none"}
     return [
         Line2D([], [], color="black", label="multiplier during the run"),
         Line2D([], [], color="black", label=label, **marker),

@@ -119,13 +119,13 @@ def join(
     _, near = KDTree(whitened[leaders]).query(whitened[leaders], k=min(NEIGHBOURS + 1, len(leaders)))
     pairs = np.array(sorted({(min(i, j), max(i, j)) for i, row in enumerate(near) for j in row if i != j}))
     needed = np.minimum(*(heights[leaders[side]] for side in pairs.T)) - depth
-    places = jnp.asarray(places[leaders], float)
-    joined = _lowest(_lowest_straight_on, height, places, pairs, limits) > needed
+    ends = jnp.asarray(places[leaders], float)
+    joined = _lowest(_lowest_straight_on, height, ends, pairs, limits) > needed
     # A way that bends takes long to find: only for what is not joined yet.
     label = _components(pairs[joined], len(leaders))
     apart = np.flatnonzero(label[pairs[:, 0]] != label[pairs[:, 1]])
     if len(apart):
-        joined[apart] = _lowest(_lowest_on_the_way, height, places, pairs[apart], limits) > needed[apart]
+        joined[apart] = _lowest(_lowest_on_the_way, height, ends, pairs[apart], limits) > needed[apart]
     return _components(pairs[joined], len(leaders))[crowd]
 
 
