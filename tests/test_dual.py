@@ -65,6 +65,12 @@ def test_weighted_draws_meet_the_targets_exactly(solved, request):
     assert np.all(np.abs(mean - exact.problem.target) < 1e-4 * solution.verdict.scale)
 
 
+def test_weighted_prior_draws_are_worth_what_kish_says(by_weights):
+    _, solution = by_weights
+    assert solution.ess == pytest.approx(1 / np.sum(np.exp(2 * solution.log_weight)), rel=1e-3)
+    assert solution.ess < 0.9 * solution.log_weight.size
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, build in ALL.items() if build().feasible])
 def test_chains_solve_every_exact_problem(name):
@@ -107,7 +113,7 @@ def test_export_has_the_chains_weights_and_normalised_density(by_chains):
     exported = solution.to_arviz()
     groups = {name: exported[name] for name in ("posterior", "sample_stats", "constant_data")}
     groups = {n: g if isinstance(g, xr.Dataset) else g.to_dataset() for n, g in groups.items()}
-    assert groups["posterior"].sizes["chain"], groups["posterior"].sizes["draw"] == solution.log_weight.shape
+    assert (groups["posterior"].sizes["chain"], groups["posterior"].sizes["draw"]) == solution.log_weight.shape
     z = groups["posterior"]["z"].values
     # The solution is the prior moved along a: a normal of unit covariance.
     a = np.array([1.0, 2.0, -1.0])
