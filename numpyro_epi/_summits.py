@@ -16,7 +16,7 @@ from ._types import Draws, PerDraw, Scalar, Unconstrained
 Height: TypeAlias = Callable[[Unconstrained], Scalar]
 """Log density of one vector, nats; a pytree, so that programs are compiled once."""
 
-NUM_WALKED, NUM_POLISHED, NUM_TRIED = 150, 30, 3
+NUM_WALKED, NUM_POLISHED, NUM_TRIED = 150, 40, 5
 """Short steps uphill of each climb, which do not leave a basin, L-BFGS steps after them, and lengths that each of these tries:
 side by side, all climbs wait for the one that tries the most."""
 
