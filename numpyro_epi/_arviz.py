@@ -14,6 +14,7 @@ import xarray as xr
 from jaxtyping import Array
 
 from ._arguments import check_count
+from ._axes import Axes, Variable, make_dataset, make_variable
 from ._certificate import pareto_khat, weigh
 from ._datatree import MARK, SAMPLE_DIMS, SNAPSHOT_DIMS, SNAPSHOT_GROUP, free_name
 from ._outcome import Snapshots
@@ -25,8 +26,6 @@ from .statistics import Statistic, list_statistics
 
 MOST_NOISE = 1000
 """Values of noise that a draw may keep in one site; a stochastic simulation has 1e5, which would be gigabytes a file."""
-
-_INDEPENDENT = "Chains are a split of independent draws: nothing is correlated along draw or chain."
 
 
 class Outcome(Protocol):
@@ -65,7 +64,13 @@ class Exportable(Outcome, Protocol):
 
 
 def result_groups(
-    result: Exportable, *, key: Key, num_chains: int = 4, num_draws: int = 500
+    result: Exportable,
+    *,
+    key: Key,
+    num_chains: int = 4,
+    num_draws: int = 500,
+    dims: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    coords: Mapping[str, Sequence[Any]] = MappingProxyType({}),
 ) -> tuple[dict[str, xr.Dataset], dict[str, Any]]:
     """Measure fresh draws of the guide and of the prior, and lay them out as ArviZ groups.
 
@@ -74,6 +79,9 @@ def result_groups(
         key: Every draw and simulation comes from it.
         num_chains: Independent draws are split into this many chains; ArviZ compares chains.
         num_draws: Draws in one chain.
+        dims: Names of a site's axes, by site, as ArviZ takes them. Axes that have none are named by their plate, and without a
+            plate ``<site>_dim_<i>``.
+        coords: Labels along axes, by the axis' name; 0, 1, ... by default.
 
     Returns:
         The groups ``posterior``, ``posterior_predictive``, ``sample_stats``, ``prior``, ``prior_predictive``,
@@ -88,27 +96,34 @@ def result_groups(
         Cost: ``num_chains * num_draws`` simulations, twice.
 
     Raises:
-        ValueError: If a count is not positive.
+        ValueError: If a count is not positive, ``dims`` has an unknown site or more names than the site has axes, or ``coords``
+            has an unknown axis or another number of labels than the axis is long.
     """
     check_count("num_chains", num_chains)
     check_count("num_draws", num_draws)
     shape, problem = (num_chains, num_draws), result.problem
+    axes = Axes.of(problem.simulator, dims, coords)
     guide_key, prior_key = jax.random.split(key)
     measured, draws = _from_guide(problem, result.flow, guide_key, math.prod(shape))
-    groups = _draw_groups(problem, measured, shape, ("posterior", "posterior_predictive", "sample_stats"))
+    groups = _draw_groups(problem, measured, shape, ("posterior", "posterior_predictive", "sample_stats"), axes)
     groups["sample_stats"] = _with_weights(result, groups["sample_stats"], measured, draws, guide_key)
     if getattr(result, "restarts", None) is not None:
-        groups["restarts"] = _restarts(result, guide_key, num_draws)
+        groups["restarts"] = _restarts(result, guide_key, num_draws, axes)
     try:
         measured = _from_prior(problem, prior_key, math.prod(shape))
     except NotImplementedError:  # NumPyro's word for an improper prior.
         pass
     else:
-        groups |= _draw_groups(problem, measured, shape, ("prior", "prior_predictive", "sample_stats_prior"))
-    groups["constant_data"] = _constant_data(result)
+        groups |= _draw_groups(problem, measured, shape, ("prior", "prior_predictive", "sample_stats_prior"), axes)
+    groups["constant_data"] = _constant_data(result, axes)
     groups["optimization"] = result.history
     if (snapshots := getattr(result, "snapshots", None)) is not None:
-        groups[SNAPSHOT_GROUP] = _snapshots(problem, snapshots)
+        groups[SNAPSHOT_GROUP] = _snapshots(problem, snapshots, axes)
+    found = {str(dim) for name in ("posterior", "posterior_predictive") for dim in groups[name].dims}
+    if unknown := [dim for dim in coords if dim not in found - {*SAMPLE_DIMS}]:
+        raise ValueError(
+            f"Expected coords of the axes {sorted(found - {*SAMPLE_DIMS})}; got {unknown}. Name axes by dims."
+        )
     return groups, _root_attributes(result)
 
 
@@ -117,13 +132,6 @@ class _Measured(NamedTuple):
     values: dict[str, Array]
     finite: Array
     log_density: Scalar | PerDraw
-
-
-class _Variable(NamedTuple):
-    values: np.ndarray
-    dims: tuple[str, ...]
-    labels: tuple[np.ndarray, ...]
-    attrs: dict[str, str]
 
 
 def _measure(problem: Problem, key: Key, unconstrained: Unconstrained) -> _Measured:
@@ -165,20 +173,27 @@ def _batch(problem: Problem, key: Key, unconstrained: Draws) -> _Measured:
 
 
 def _draw_groups(
-    problem: Problem, measured: _Measured, shape: tuple[int, int], names: tuple[str, str, str]
+    problem: Problem,
+    measured: _Measured,
+    shape: tuple[int, int],
+    names: tuple[str, str, str],
+    axes: Axes | None = None,
 ) -> dict[str, xr.Dataset]:
     simulator, sites = problem.simulator, measured.draw.sites
-    parameters = {name: _variable(name, sites[name], {"kind": "parameter"}) for name in simulator.names}
+    axes = Axes.of(simulator) if axes is None else axes
+    parameters = {name: axes.variable(name, sites[name], "parameter") for name in simulator.names}
     predicted = {
         s.name: _predicted(s, measured.values[s.name]) for s in (t.statistic for t in problem.property.targets)
     }
     noise = [name for name in simulator.noise if name in sites]
     kinds = {name: "deterministic" for name in simulator.deterministics} | {name: "noise" for name in noise}
     for name, kind in kinds.items():
-        predicted[free_name(name, predicted, prefix="site.")] = _variable(name, sites[name], {"kind": kind})
+        predicted[free_name(name, predicted, prefix="site.")] = axes.variable(name, sites[name], kind)
     stats = {"lp": measured.log_density, "log_prior": measured.draw.log_prior, "finite": measured.finite}
-    quality = {name: _variable(name, values, {"kind": "quality"}) for name, values in stats.items()}
-    found = {name: _dataset(group, shape) for name, group in zip(names, (parameters, predicted, quality), strict=True)}
+    quality = {name: make_variable(name, values, {"kind": "quality"}) for name, values in stats.items()}
+    found = {
+        name: make_dataset(group, shape) for name, group in zip(names, (parameters, predicted, quality), strict=True)
+    }
     if left_out := [name for name in simulator.noise if name not in noise]:
         found[names[1]] = found[names[1]].assign_attrs(noise_left_out=left_out)
     return found
@@ -203,7 +218,7 @@ def _with_weights(result: Exportable, stats: xr.Dataset, measured: _Measured, dr
     )
 
 
-def _restarts(result: Any, key: Key, num_draws: int) -> xr.Dataset:
+def _restarts(result: Any, key: Key, num_draws: int, axes: Axes) -> xr.Dataset:
     """Parameters drawn from every restart's guide, one chain each."""
     problem, restarts = result.problem, result.restarts
     found = [
@@ -211,85 +226,52 @@ def _restarts(result: Any, key: Key, num_draws: int) -> xr.Dataset:
         for i, flow in enumerate(restarts.flows)
     ]
     sites = {
-        name: _variable(name, np.concatenate([f.draw.sites[name] for f in found]), {"kind": "parameter"})
+        name: axes.variable(name, np.concatenate([f.draw.sites[name] for f in found]), "parameter")
         for name in problem.simulator.names
     }
-    dataset = _dataset(sites, (len(found), num_draws))
+    dataset = make_dataset(sites, (len(found), num_draws))
     by_chain = {"corrected": restarts.corrected, "standard_error": restarts.standard_error, "share": restarts.shares}
     dataset = dataset.assign({n: ("chain", np.asarray(v), {"kind": "restart"}) for n, v in by_chain.items()})
     dataset = dataset.assign(status=("chain", np.array(restarts.statuses), {"kind": "restart"}))
     return dataset.assign_attrs(draws="Chains are restarts, drawn independently from each one's own guide.")
 
 
-def _snapshots(problem: Problem, found: Snapshots) -> xr.Dataset:
+def _snapshots(problem: Problem, found: Snapshots, axes: Axes) -> xr.Dataset:
     """Parameters and statistics of the draws kept during the run."""
     shape = found.log_density.shape
     variables = {
-        name: _variable(name, values.reshape(-1, *values.shape[2:]), {"kind": "parameter"})
+        name: axes.variable(name, values.reshape(-1, *values.shape[2:]), "parameter")
         for name, values in found.parameters.items()
     }
     for statistic in (target.statistic for target in problem.property.targets):
         values = found.statistics[statistic.name]
         name = free_name(statistic.name, variables, prefix="statistic.")
         variables[name] = _predicted(statistic, values.reshape(-1, *values.shape[2:]))
-    density = _variable("lp", found.log_density.reshape(-1), {"kind": "quality"})
+    density = make_variable("lp", found.log_density.reshape(-1), {"kind": "quality"})
     variables[free_name("lp", variables, prefix="quality.")] = density
-    dataset = _dataset(variables, (shape[0], shape[1]), SNAPSHOT_DIMS)
+    dataset = make_dataset(variables, (shape[0], shape[1]), SNAPSHOT_DIMS)
     name = free_name("step", map(str, dataset.variables), prefix="quality.")
     dataset = dataset.assign({name: ("snapshot", np.asarray(found.step), {"kind": "step"})})
     return dataset.assign_attrs(draws="The same noise goes into every snapshot, so that a draw can be followed.")
 
 
-def _predicted(statistic: Statistic, values: Array | np.ndarray) -> _Variable:
+def _predicted(statistic: Statistic, values: Array | np.ndarray) -> Variable:
     attrs = {"kind": "statistic", "unit": statistic.unit}
-    return _variable(statistic.name, values, attrs, statistic.dims, statistic.coords)
+    return make_variable(statistic.name, values, attrs, statistic.dims, statistic.coords)
 
 
-def _variable(
-    name: str,
-    values: Array | np.ndarray,
-    attrs: Mapping[str, str],
-    dims: tuple[str, ...] = (),
-    coords: Mapping[str, Sequence[Any]] = MappingProxyType({}),
-) -> _Variable:
-    sizes = values.shape[1:]
-    dims = dims or tuple(f"{name}_dim_{i}" for i in range(len(sizes)))
-    labels = tuple(_axis(coords.get(dim), size) for dim, size in zip(dims, sizes, strict=True))
-    return _Variable(np.asarray(values), dims, labels, {"original_name": name, **attrs})
-
-
-def _axis(coord: Sequence[Any] | None, size: int) -> np.ndarray:
-    if coord is None:
-        return np.arange(size)
-    names, labels = [str(label) for label in coord], np.asarray(coord)
-    # Mixed types, such as 1 and 2.5, would change how a label prints, and with it the constraint's name.
-    faithful = labels.ndim == 1 and labels.dtype.kind in "iufbU" and [str(label) for label in labels] == names
-    return labels if faithful else np.asarray(names)
-
-
-def _dataset(
-    variables: Mapping[str, _Variable], shape: tuple[int, int], leading: tuple[str, str] = SAMPLE_DIMS
-) -> xr.Dataset:
-    """Two variables share a dim only where they also share its labels."""
-    axes: dict[str, np.ndarray] = {dim: np.arange(size) for dim, size in zip(leading, shape, strict=True)}
-    data: dict[str, tuple] = {}
-    for name, variable in variables.items():
-        dims: list[str] = [*leading]
-        for dim, labels in zip(variable.dims, variable.labels, strict=True):
-            blocked = {*dims, *variables, *(d for d, known in axes.items() if not np.array_equal(known, labels))}
-            dims.append(free_name(dim, blocked, prefix=f"{name}_"))
-            axes[dims[-1]] = labels
-        values = variable.values.reshape(*shape, *variable.values.shape[1:])
-        data[free_name(name, leading, prefix="site.")] = (dims, values, variable.attrs)
-    return xr.Dataset(data, coords=axes, attrs={"draws": _INDEPENDENT})
-
-
-def _constant_data(result: Outcome) -> xr.Dataset:
+def _constant_data(result: Outcome, axes: Axes | None = None) -> xr.Dataset:
     problem, data = result.problem, result.constraints.copy()
+    if source := result.settings.get("multiplier_source"):
+        data["multiplier"] = data["multiplier"].assign_attrs(source=str(source))
     data["statistic"] = ("constraint", np.array([constraint.statistic for constraint in problem.constraints]))
+    axes = Axes.of(problem.simulator) if axes is None else axes
     for name, ends in _bounds(problem.simulator).items():
+        dims: list[str] = []
+        for dim, size in zip(axes.names(name, ends[0].ndim), ends[0].shape, strict=True):
+            taken = {*dims, *map(str, data.variables), *(str(d) for d, n in data.sizes.items() if n != size)}
+            dims.append(free_name(dim, taken, prefix=f"{name}_"))
         for side, end in zip(("lower", "upper"), ends, strict=True):
-            dims = [f"{name}_dim_{i}" for i in range(end.ndim)]
             data[f"{name}_{side}"] = (dims, end, {"kind": f"{side} bound", "parameter": name})
     return data
 

@@ -6,6 +6,7 @@ factor), they are taken within it: the gradient is the tangent one, the Hessian 
 
 import abc
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,7 @@ from ._problem import Problem
 from ._process import check_process
 from ._products import with_full_products
 from ._responses import responses
-from ._summits import Limits, climb, join
+from ._summits import Limits, climb, foremost, join
 from ._types import Draws, Key, Numbers, Scalar, Sites, Unconstrained
 
 if TYPE_CHECKING:
@@ -33,8 +34,12 @@ if TYPE_CHECKING:
 NUM_STARTS = 512
 """Draws from which modes are looked for."""
 
-EDGE_SLOPE = 0.1
-"""Slope, nats over one standard deviation of the draws, above which a place is no summit."""
+DEPTH = 0.5
+"""Nats that the density has to fall between two modes."""
+
+EDGE_SLOPE, EDGE_STRETCH, NUM_STRETCHED = 0.1, 0.02, 128
+"""Slope, nats over one standard deviation of the draws, above which a place is no summit; and part of the draws' median of
+``|dz/du|``, over so many of them, below which a place lies at the bound: near one that is the distance to it."""
 
 CANDIDATES, NUM_CLIMBED = 4096, 64
 """Draws among which a conditional mode or a conditional chain finds its start, and those of highest density to climb from."""
@@ -44,14 +49,15 @@ NUM_GRADIENTS = 2000
 
 
 class Mode(NamedTuple):
-    """A place where the density is highest.
+    """A place where the density is highest, as far as draws know it.
 
     Attributes:
         values: The place, site name to value on the constrained scale.
         log_density: Log density there, nats.
         share: Share of the draws in this mode's basin; one for a conditional mode.
         standard_error: Of the share.
-        at_edge: The density still rises where the draws end, for example towards a bound: there is no summit.
+        at_edge: The density still rises where the draws end, or the place is at a bound of the support, far nearer than the
+            draws: there is no summit, and slope and curvature of a learnt density say nothing there.
     """
 
     values: dict[str, np.ndarray]
@@ -165,11 +171,14 @@ class Density(eqx.Module):
         """
         return self._inside(_derivatives.hessian_by_site, values)
 
-    def modes(self, key: Key, *, num_starts: int = NUM_STARTS, depth: float = 0.5) -> list[Mode]:
+    def modes(self, key: Key, *, num_starts: int = NUM_STARTS, depth: float = DEPTH) -> list[Mode]:
         """Find the density's modes by climbing from many draws; the largest share first.
 
         Summits are one mode if a way leads from one to the other, over summits near by, on which the density falls less
-        than ``depth`` below the lower of both: a learnt density has small dents, and a ridge has many summits.
+        than ``depth`` below the lower of both: a learnt density has small dents, and a ridge has many summits. The summit that
+        stands for a mode is the highest of those near by where most climbs end, of the places within ``depth`` of the highest
+        that many climbs lead to: along a direction that the property leaves free it lies in the midst of the draws. A summit
+        that hardly any draw leads to is an error of a learnt density, as in the corners of a box, however high it is.
 
         Args:
             key: For the draws.
@@ -189,14 +198,16 @@ class Density(eqx.Module):
         if not len(usable):
             raise ValueError("Expected draws with a finite density; got none.")
         places, heights = places[usable], np.asarray(climbed, float)[usable]
-        modes, spread = [], _derivatives.spread(self, draws)
-        labels = join(height, np.asarray(places, float), heights, limits, depth)
+        modes: list[Mode] = []
+        places = np.asarray(places, float)
+        labels = join(height, places, heights, limits, depth)
         for label in range(labels.max() + 1):
             (members,) = np.nonzero(labels == label)
-            top = members[np.argmax(heights[members])]
+            top = members[foremost(places[members], heights[members], limits, depth)]
             share = len(members) / len(labels)
             error = math.sqrt(share * (1 - share) / len(labels))
-            modes.append(_mode(self, places[top], free, limits, spread)._replace(share=share, standard_error=error))
+            mode = _mode(self, jnp.asarray(places[top], float), free, limits, draws)
+            modes.append(mode._replace(share=share, standard_error=error))
         return sorted(modes, key=lambda mode: -mode.share)
 
     def conditional_mode(
@@ -302,11 +313,13 @@ class Density(eqx.Module):
         """The directions in which the density, and with it the property, is lost fastest, and what the statistics do there.
 
         At given values, a mode for example, directions are eigenvectors of the log density's Hessian, the most negative
-        curvature first. Without, they are those of ``E[g g']``, g the gradient of the log density, over the whole
-        distribution, the largest first (active subspace; Constantine 2015, Active Subspaces, section 3.1). Of a fit that has
-        the property and took gradients through the simulator, g is that of the maximum-entropy density,
-        ``log base - eta . E[T]``, at the guide's draws: a flow's own slope grows without end towards a bound of the support,
-        however small its error there.
+        curvature first. At a bound of the support, far nearer than the draws are, the curvature of a learnt density is its own
+        and not the property's: a warning and the attribute ``where`` say so.
+
+        Without values, they are those of ``E[g g']``, g the gradient of the log density, over the whole distribution, the
+        largest first (active subspace; Constantine 2015, Active Subspaces, section 3.1). Of a fit that has the property and took
+        gradients through the simulator, g is that of the maximum-entropy density, ``log base - eta . E[T]``, at the guide's
+        draws: a flow's own slope grows without end towards a bound of the support, however small its error there.
 
         Args:
             key: For draws and simulations.
@@ -334,6 +347,12 @@ class Density(eqx.Module):
         else:
             points = point[None]
             matrix = np.asarray(_derivatives.hessian_at(self, points[0]), float)
+        where = "the whole distribution" if point is None else "one place"
+        if point is not None and isinstance(self.unconstrained, OfFlow) and np.any(_at_bound(self, point, draws)):
+            where = f"{where}, at a bound of the support, where a learnt density's curvature is not the property's"
+            warnings.warn(
+                f"These directions are those of {where}. Look at a place inside, or at no place.", stacklevel=2
+            )
         curvature, vectors = np.linalg.eigh(matrix)
         largest = np.argmax(np.abs(vectors), axis=0)
         vectors = vectors * np.sign(vectors[largest, np.arange(len(largest))])
@@ -351,7 +370,7 @@ class Density(eqx.Module):
                 "response": (("direction", "statistic"), response),
             },
             coords={"parameter": list(self.names), "statistic": labels, "direction": np.arange(len(curvature))},
-            attrs={"where": "the whole distribution" if point is None else "one place"},
+            attrs={"where": where},
         )
 
     def target_response(self, key: Key, *, num_draws: int = 20_000) -> "xr.Dataset":
@@ -444,10 +463,10 @@ class Density(eqx.Module):
         else:
             candidates = jnp.where(free, self._point(start), values)[None]
         limits = Limits.of(draws)
-        places, heights = climb(eqx.Partial(_derivatives.height, self), candidates, free, limits)
-        return _mode(
-            self, places[int(np.nanargmax(np.asarray(heights)))], free, limits, _derivatives.spread(self, draws)
-        )
+        places, climbed = climb(eqx.Partial(_derivatives.height, self), candidates, free, limits)
+        heights = np.nan_to_num(np.asarray(climbed, float), nan=-np.inf)
+        top = foremost(np.asarray(places, float), heights, limits, DEPTH)
+        return _mode(self, places[top], free, limits, draws)
 
     def _check_fixed(self, fixed: Mapping[str, Any]) -> None:
         """What can be said before anything is drawn."""
@@ -507,15 +526,24 @@ def _numbers(name: str, given: Any) -> Array:
         raise ValueError(f"Expected numbers for {name!r}; got {given!r}.") from None
 
 
-def _mode(density: Density, place: Unconstrained, free: Array, limits: Limits, spread: Float[np.ndarray, " P"]) -> Mode:
+def _mode(density: Density, place: Unconstrained, free: Array, limits: Limits, draws: Draws) -> Mode:
     outside = free & ((place < limits.low) | (place > limits.high))
     # At a bound of the support the slope stays, however far away the bound is in unconstrained coordinates.
     slope, jacobian = (
         np.asarray(found, float)[..., np.asarray(free)] for found in _derivatives.slope_and_jacobian(density, place)
     )
-    steepest = np.max(np.abs(np.linalg.pinv(jacobian).T @ slope * spread))
+    steepest = np.max(np.abs(np.linalg.pinv(jacobian).T @ slope * _derivatives.spread(density, draws)))
+    at_bound = np.any(_at_bound(density, place, draws)[np.asarray(free)])
     values = {
         name: np.asarray(value[0]) for name, value in _derivatives.constrain(density.problem, place[None]).items()
     }
     height = float(_derivatives.heights(density, place[None])[0])
-    return Mode(values, height, 1.0, 0.0, bool(jnp.any(outside)) or bool(steepest > EDGE_SLOPE))
+    at_edge = bool(jnp.any(outside)) or bool(steepest > EDGE_SLOPE) or bool(at_bound)
+    return Mode(values, height, 1.0, 0.0, at_edge)
+
+
+def _at_bound(density: Density, place: Unconstrained, draws: Draws) -> Bool[np.ndarray, " D"]:
+    """Along which unconstrained coordinates a place is at a bound of the support, far nearer than draws are."""
+    every = max(1, len(draws) // NUM_STRETCHED)
+    usual = np.median(np.asarray(_derivatives.stretches(density, draws[::every][:NUM_STRETCHED])), axis=0)
+    return np.asarray(_derivatives.stretches(density, place[None]))[0] < EDGE_STRETCH * usual

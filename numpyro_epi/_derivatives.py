@@ -133,6 +133,16 @@ def slope_and_jacobian(density: "Density", place: Unconstrained) -> tuple[Uncons
 
 
 @compiled
+def stretches(density: "Density", draws: Draws) -> Float[Array, "N D"]:
+    """``|dz/du|`` of every unconstrained coordinate: near a bound of its support the distance to it."""
+
+    def one(unconstrained: Unconstrained) -> Float[Array, " D"]:
+        return jnp.linalg.norm(jax.jacobian(partial(flatten, density))(unconstrained), axis=0)
+
+    return jax.lax.map(one, draws, batch_size=16)
+
+
+@compiled
 def hessian_at(density: "Density", place: Unconstrained) -> Float[Array, "P P"]:
     return hessian(density, place)
 

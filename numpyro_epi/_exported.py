@@ -23,8 +23,12 @@ def optional_group(tree: xr.DataTree, name: str) -> xr.Dataset:
 
 
 def labels_of(array: xr.DataArray) -> list[str]:
-    """One name for each component, as constraints are named; a component is what is left of a draw's array."""
-    axes = [map(str, array[dim].values) for dim in array.dims if dim not in SAMPLE_DIMS]
+    """One name for each component; a component is what is left of a draw's array.
+
+    Statistics' components have their labels, as constraints do. Those of parameters have places, as in `Density.names`.
+    """
+    dims, by_place = [dim for dim in array.dims if dim not in SAMPLE_DIMS], array.attrs.get("kind") == "parameter"
+    axes = [map(str, np.arange(array.sizes[dim]) if by_place else array[dim].values) for dim in dims]
     name = array.attrs.get("original_name", str(array.name))
     return [f"{name}[{','.join(index)}]" if index else name for index in itertools.product(*axes)]
 

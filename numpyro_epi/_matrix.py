@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ._canvas import PRIOR, SMALL, add_title, axis_limits, draw_histogram, new_figure, shorten
+from ._canvas import PRIOR, SMALL, add_title, axis_limits, bad_draws, draw_histogram, new_figure, shorten
 from ._datatree import SAMPLE_DIMS, as_datatree
 from ._exported import labels_of, optional_group, read_bounds, read_components, read_group
 
@@ -50,8 +50,9 @@ class _Matrix(NamedTuple):
 def plot_matrix(exported: Any, *, sites: Sequence[str] | None = None) -> "matplotlib.figure.Figure":
     """Each matrix-shaped parameter as a matrix: means, standard deviations, and marginals where they fit.
 
-    Colours of the means are centred on zero. With up to 25 entries the numbers are written, and the marginals are drawn in a
-    grid like the matrix, on one scale, the prior's as outlines.
+    Draws that are not finite are left out, and the title says how many. Colours of the means are centred on zero. With up
+    to 25 entries the numbers are written, and the marginals are drawn in a grid like the matrix, on one scale, the prior's
+    as outlines.
 
     Args:
         exported: A tree, an ArviZ 0.x ``InferenceData``, or the path of an exported file.
@@ -64,7 +65,10 @@ def plot_matrix(exported: Any, *, sites: Sequence[str] | None = None) -> "matplo
     """
     tree = as_datatree(exported)
     found = _matrices(read_group(tree, "posterior"))
-    shown = _chosen(found, sites)[:MAX_SITES]
+    chosen = _chosen(found, sites)[:MAX_SITES]
+    columns = np.concatenate([matrix.draws.reshape(len(matrix.draws), -1) for matrix in chosen], axis=1)
+    finite = np.isfinite(columns).all(axis=1)
+    shown = [matrix._replace(draws=matrix.draws[finite]) for matrix in chosen]
     sizes = [matrix.size() for matrix in shown]
     tall = all(matrix.tall for matrix in shown)
     widths, heights = zip(*sizes, strict=True)
@@ -77,7 +81,7 @@ def plot_matrix(exported: Any, *, sites: Sequence[str] | None = None) -> "matplo
     for part, matrix in zip(parts.ravel(), shown, strict=True):
         _draw_matrix(part, matrix, prior, bounds)
     left_out = len(found if sites is None else sites) - len(shown)
-    add_title(figure, tree, *([f"left out: {left_out} more matrices"] if left_out else []))
+    add_title(figure, tree, *([f"left out: {left_out} more matrices"] if left_out else []), *bad_draws(*columns.T))
     return figure
 
 
@@ -120,7 +124,9 @@ def _draw_matrix(
         width, beside = matrix.size()[0], 1.1 * matrix.draws.shape[2]
         maps, marginals = part.subfigures(1, 2, squeeze=False, width_ratios=(width - beside, beside))[0]
     left, right = maps.subplots(1, 2)
-    mean, spread = np.nanmean(matrix.draws, axis=0), np.nanstd(matrix.draws, axis=0)
+    # Without a single finite draw there is nothing to show but the note.
+    draws = matrix.draws if len(matrix.draws) else np.zeros((1, *matrix.draws.shape[1:]))
+    mean, spread = draws.mean(axis=0), draws.std(axis=0)
     largest = float(np.abs(mean).max()) or 1.0
     name = shorten(matrix.site, 20)
     _heat_map(left, matrix, mean, f"{name}: mean", {"cmap": "RdBu_r", "vmin": -largest, "vmax": largest})

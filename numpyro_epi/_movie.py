@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ._canvas import COLOURS, GUIDE, SMALL, TARGET, axis_limits, new_figure, shorten
+from ._canvas import COLOURS, GUIDE, SMALL, TARGET, axis_limits, bad_draws, new_figure, shorten
 from ._datatree import SNAPSHOT_GROUP, as_datatree
 from ._exported import finite_part, optional_group, read_bounds, read_components, read_group, read_targets, select_names
 from ._files import checked_output, written_aside
@@ -202,7 +202,8 @@ class _Screen:
         past = self.steps <= step
         for line, values in self.lines:
             line.set_data(self.steps[past], values[past])
-        self.figure.suptitle(f"{self.problem}: step {step:,} of {self.run.steps[-1]:,}", fontsize=11)
+        left_out = "".join(f"; {note}" for note in bad_draws(density, *columns.T))
+        self.figure.suptitle(f"{self.problem}: step {step:,} of {self.run.steps[-1]:,}{left_out}", fontsize=11)
 
 
 class _Histogram:

@@ -36,7 +36,9 @@ def plot_fit(exported: Any) -> "matplotlib.figure.Figure":
     """How the run went, over optimiser steps: entropy, violation of each constraint, and Lagrange multipliers.
 
     The shaded band is the tolerance within which a constraint counts as satisfied. A multiplier is shown times the
-    standard deviation of its statistic, so that statistics of all units share an axis.
+    standard deviation of its statistic, so that statistics of all units share an axis. Its line is the run's. The diamond at
+    the end is the result's multiplier, the one in the result's table, and the legend says where it comes from: after the run
+    better multipliers may be taken than the run's last ones.
 
     Args:
         exported: A tree, an ArviZ 0.x ``InferenceData``, or the path of an exported file.
@@ -58,11 +60,12 @@ def plot_fit(exported: Any) -> "matplotlib.figure.Figure":
     styles = _styles(list(history["constraint"].values), violation)
     _constraint_lines(middle, history["step"].values, violation, styles)
     _constraint_lines(bottom, history["step"].values, multiplier, styles)
+    of_run_and_result = _final_multipliers(bottom, history["step"].values, constraints, styles)
     _violation_scale(middle, tolerance, violation)
     bottom.set_ylabel("multiplier × sd\nof the statistic (nats)")
     bottom.set_xlabel("step")
     figure.align_ylabels()
-    handles = [handle for axis in (top, middle) for handle in axis.get_legend_handles_labels()[0]]
+    handles = [handle for axis in (top, middle) for handle in axis.get_legend_handles_labels()[0]] + of_run_and_result
     unnamed = sum("label" not in style for style in styles)
     title = f"grey: {unnamed} constraints\nthat ended nearer to target" if unnamed else None
     figure.legend(handles=handles, loc="outside right center", fontsize=SMALL, title=title, title_fontsize=SMALL)
@@ -111,14 +114,17 @@ def _entropy_lines(
     shown = [*finite_part(entropy)]
     if "log_prior" in prior:
         # H(p) = -E_p[log p], over the prior's own draws.
-        of_prior = -float(prior["log_prior"].mean())
-        uniform = float(prior["log_prior"].std()) < 1e-4 * max(1.0, abs(of_prior))
+        log_prior = finite_part(np.asarray(prior["log_prior"].values, float))
+        left_out = prior["log_prior"].size - log_prior.size
+        of_prior = -float(log_prior.mean()) if log_prior.size else math.nan
+        uniform = log_prior.size > 0 and float(log_prior.std()) < 1e-4 * max(1.0, abs(of_prior))
         # The dual bounds -KL(q || base), which differs from the entropy by a constant only for a uniform base.
         bound = float(attrs.get("upper_bound", np.nan)) + (of_prior if attrs.get("base") == "prior" else 0.0)
         if math.isfinite(bound) and (uniform or attrs.get("base") == "lebesgue"):
             axis.axhline(bound, color=TARGET, linestyle=":", label=f"bound of the dual, {bound:.4g}")
             shown.append(bound)
-        axis.axhline(of_prior, color=PRIOR, linestyle="--", label=f"entropy of the prior, {of_prior:.3g}")
+        note = f",\nwithout {left_out} draws that are not finite" if left_out else ""
+        axis.axhline(of_prior, color=PRIOR, linestyle="--", label=f"entropy of the prior, {of_prior:.3g}{note}")
         # Far above, the prior would flatten the run: it is in the legend then.
         reach = 4 * (max(shown) - min(shown)) + 0.2 if shown else math.inf
         if shown and of_prior > max(shown) + reach:
@@ -149,6 +155,27 @@ def _constraint_lines(
     for values, style in zip(columns.T, styles, strict=True):
         axis.plot(steps, values, **style)
     axis.axhline(0, color="black", linewidth=0.5, zorder=0)
+
+
+def _final_multipliers(
+    axis: "matplotlib.axes.Axes", steps: np.ndarray, constraints: xr.Dataset, styles: list[dict[str, Any]]
+) -> list[Any]:
+    """Mark the result's multipliers, which need not be the run's last ones; entries of the legend for both."""
+    from matplotlib.lines import Line2D
+
+    if "multiplier" not in constraints:
+        return []
+    final = (constraints["multiplier"] * constraints["scale"]).values
+    look: dict[str, Any] = {"marker": "D", "s": 28, "facecolors": "white", "linewidths": 1.4}
+    for value, style in zip(final, styles, strict=True):
+        axis.scatter(max(steps, default=0), value, edgecolors=style["color"], zorder=5, clip_on=False, **look)
+    source = str(constraints["multiplier"].attrs.get("source", ""))
+    label = "multiplier of the result" + (f",\nfrom {shorten(source, 28)}" if source else "")
+    marker: dict[str, Any] = {"marker": "D", "markerfacecolor": "white", "markersize": 5, "linestyle": "none"}
+    return [
+        Line2D([], [], color="black", label="multiplier during the run"),
+        Line2D([], [], color="black", label=label, **marker),
+    ]
 
 
 def _violation_scale(axis: "matplotlib.axes.Axes", tolerance: float, violation: np.ndarray) -> None:

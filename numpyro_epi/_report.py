@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from ._canvas import bad_draws
 from ._datatree import SENSITIVITY_GROUP, as_datatree
-from ._exported import optional_group, read_components, read_group, read_number
+from ._exported import finite_part, optional_group, read_components, read_group, read_number
 from ._files import checked_output, written_aside
 from ._gallery import gallery
 from ._html import escape, page, paragraphs, table
@@ -122,22 +123,32 @@ def _constraints(found: xr.Dataset) -> str:
         violation, multiplier = (float(found[key].values[i]) for key in ("violation", "multiplier"))
         cells = (name, one["unit"] or "-", f"{one['target']:.5g}", f"{one['achieved']:.5g}", interval)
         rows.append((*cells, f"{violation:+.3f}", f"{multiplier:.5g}"))
-    header = ("constraint", "unit", "target", "achieved", "95 % interval", "violation (sd)", "Lagrange multiplier")
+    source = found["multiplier"].attrs.get("source", "")
+    multiplier_header = "Lagrange multiplier" + (f" (from {source})" if source else "")
+    header = ("constraint", "unit", "target", "achieved", "95 % interval", "violation (sd)", multiplier_header)
     return table(header, rows)
 
 
 def _parameters(tree: xr.DataTree) -> str:
     draws, prior = read_components(read_group(tree, "posterior")), read_components(optional_group(tree, "prior"))
     rows = []
-    for name, values in list(draws.items())[:50]:
-        low, middle, high = np.nanquantile(values, [0.05, 0.5, 0.95])
-        of_prior = np.nanstd(prior[name]) if name in prior else 0.0
-        numbers = (np.nanmean(values), np.nanstd(values), low, middle, high)
-        share = f"{np.nanstd(values) / of_prior:.2f}" if of_prior > 0 else "-"
+    for name, found in list(draws.items())[:50]:
+        values = finite_part(found) if np.isfinite(found).any() else np.full(1, np.nan)
+        low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
+        of_prior = _spread(prior.get(name, np.empty(0)))
+        numbers = (values.mean(), values.std(), low, middle, high)
+        share = f"{values.std() / of_prior:.2f}" if of_prior > 0 else "-"
         rows.append((name, *(f"{number:.4g}" for number in numbers), share))
     note = [f"The first 50 of {len(draws)} numbers."] if len(draws) > 50 else []
+    note += [f"{text}." for text in bad_draws(*draws.values())]
     header = ("parameter", "mean", "standard deviation", "5 %", "median", "95 %", "spread over the prior's")
     return table(header, rows) + paragraphs(note)
+
+
+def _spread(values: np.ndarray) -> float:
+    """Standard deviation of what is finite; zero where nothing is."""
+    finite = finite_part(values)
+    return float(finite.std()) if finite.size else 0.0
 
 
 def _directions(tree: xr.DataTree) -> str:
@@ -147,7 +158,7 @@ def _directions(tree: xr.DataTree) -> str:
         return paragraphs(["There is one parameter."])
     columns = np.stack([draws[name] for name in names], axis=1)
     columns = columns[np.isfinite(columns).all(axis=1)]
-    spread = np.array([np.nanstd(prior[name]) if name in prior else 0.0 for name in names])
+    spread = np.array([_spread(prior.get(name, np.empty(0))) for name in names])
     own = columns.std(axis=0)
     scale = np.where(spread > 0, spread, np.where(own > 0, own, 1.0))
     variances, vectors = np.linalg.eigh(np.cov(columns.T / scale[:, None]))

@@ -1,7 +1,7 @@
 """What a fit found: plain data, printable as a table, exportable, and a distribution to draw from."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
@@ -200,6 +200,8 @@ class Result(eqx.Module):
         num_chains: int = 4,
         num_draws: int = 500,
         sensitivity: "xr.Dataset | None" = None,
+        dims: Mapping[str, Sequence[str]] | None = None,
+        coords: Mapping[str, Sequence[Any]] | None = None,
     ) -> Any:
         """Export as ArviZ data: ``InferenceData`` with ArviZ 0.x, an xarray ``DataTree`` with 1.x.
 
@@ -212,12 +214,24 @@ class Result(eqx.Module):
             num_draws: Draws in each.
             sensitivity: What ``density.sensitivity`` gave, to be kept with the draws; `report` shows it. It takes gradients of
                 the flow, and seconds to compile, so nobody computes it unasked.
+            dims: Names of a site's axes, site name to names, as `arviz.from_numpyro` takes them; trailing ones may be missing.
+                By default an axis along a plate has the plate's name, another ``<site>_dim_<i>``.
+            coords: Labels along axes, axis name to labels; 0, 1, ... by default.
+
+        Raises:
+            ValueError: If a count is not positive, ``dims`` has an unknown site or too many names, or ``coords`` an unknown axis
+                or another number of labels than the axis is long.
+
+        Example:
+            ``result.to_arviz(dims={"w": ["unit"]}, coords={"unit": ["left", "right"]})``
         """
         from ._arviz import result_groups
         from ._datatree import SENSITIVITY_GROUP, to_arviz, to_datatree
 
         key = jax.random.fold_in(key_from_text(self.seed), 7) if key is None else checked_key(key)
-        groups, attrs = result_groups(self, key=key, num_chains=num_chains, num_draws=num_draws)
+        groups, attrs = result_groups(
+            self, key=key, num_chains=num_chains, num_draws=num_draws, dims=dims or {}, coords=coords or {}
+        )
         groups |= {} if sensitivity is None else {SENSITIVITY_GROUP: sensitivity}
         return to_arviz(to_datatree(groups, attrs))
 

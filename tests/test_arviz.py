@@ -19,6 +19,8 @@ from numpyro.distributions import constraints
 from numpyro_epi import _arviz
 from numpyro_epi._arviz import result_groups
 from numpyro_epi._datatree import to_arviz, to_datatree
+from numpyro_epi._density import Density
+from numpyro_epi._exported import read_bounds, read_components
 from numpyro_epi._outcome import Certificate
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
@@ -383,6 +385,81 @@ def test_statistics_share_a_dim_only_with_its_labels():
         *(("cell",), ("cell",), ("third_cell",), ("cell", "square_cell"))
     ]
     assert list(found["third_cell"].values) == ["P", "Q", "R"]
+
+
+def plated_problem() -> Problem:
+    """Five units with a weight and a bounded matrix row each, inputs in their own plate, and a number outside of plates."""
+
+    def model():
+        numpyro.sample("free", dist.Normal().expand([3]).to_event(1))
+        with numpyro.plate("neuron", 5):
+            w = numpyro.sample("w", dist.Normal())
+            numpyro.sample("row", dist.Uniform(0, 1).expand([2]).to_event(1))
+            numpyro.sample("noise", dist.Normal())
+        with numpyro.plate("input", 2, dim=-1), numpyro.plate("cell", 4, dim=-2):
+            numpyro.sample("both", dist.Normal())
+        numpyro.deterministic("doubled", 2 * w)
+
+    prop = EmergentProperty(Target(lambda sites: jnp.mean(sites["w"]), 0.0, name="mean"))
+    return Problem(model, prop, parameters=("free", "w", "row", "both"))
+
+
+def test_axes_of_parameters_have_the_names_of_their_plates():
+    tree = export(plated_problem(), num_chains=1, num_draws=3)
+    for group in ("posterior", "prior"):
+        assert {name: array.dims[2:] for name, array in tree[group].data_vars.items()} == {
+            "free": ("free_dim_0",),
+            "w": ("neuron",),
+            "row": ("neuron", "row_dim_1"),
+            "both": ("cell", "input"),
+        }
+    assert tree["constant_data"]["row_upper"].dims == ("neuron", "row_dim_1")
+    assert read_bounds(tree)["row[4,1]"] == (0.0, 1.0)
+    assert list(read_components(tree["posterior"].to_dataset()))[3:9] == [f"w[{i}]" for i in range(5)] + ["row[0,0]"]
+
+
+def test_users_name_axes_and_their_labels():
+    problem, units = plated_problem(), ["a", "b", "c", "d", "e"]
+    dims = {"w": ["cell_type"], "free": ["axis"], "doubled": ["cell_type"]}
+    coords = {"cell_type": units, "axis": [10, 20, 30], "neuron": units}
+    options = {"num_chains": 1, "num_draws": 3, "dims": dims, "coords": coords}
+    tree = to_datatree(*result_groups(fake_result(problem), key=jax.random.key(0), **options))
+    assert tree["posterior"]["w"].dims[2:] == tree["posterior_predictive"]["doubled"].dims[2:] == ("cell_type",)
+    assert list(tree["posterior"]["cell_type"].values) == list(tree["posterior"]["neuron"].values) == units
+    assert list(tree["posterior"]["axis"].values) == [10, 20, 30]
+    # Figures, overlays and sensitive directions name a number by its place, as the density does.
+    assert tuple(read_components(tree["posterior"].to_dataset())) == Density(problem, None).names
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    ("dims", "coords", "error", "message"),
+    [
+        ({"y": ["cell"]}, {}, ValueError, r"Expected dims of the sites \['x'\]; got \['y'\]"),
+        ({"x": ["a", "b"]}, {}, ValueError, r"Expected 1 names of the axes of 'x' at most; got \['a', 'b'\]"),
+        ({"x": "cell"}, {}, TypeError, r"Expected a sequence of names or labels for each of \['x'\]; got a text"),
+        ({"x": ["cell"]}, {"cell": [1, 2, 3]}, ValueError, "Expected 2 labels along 'cell'; got 3"),
+        ({}, {"cell": [1, 2]}, ValueError, r"Expected coords of the axes .*'x_dim_0'\]; got \['cell'\]"),
+    ],
+    ids=["site", "too many", "text", "labels", "axis"],
+)
+def test_wrong_names_of_axes_are_named(dims, coords, error, message):
+    result = fake_result(of_one_site(dist.Normal().expand([2])))
+    with pytest.raises(error, match=message):
+        result_groups(result, key=jax.random.key(0), num_chains=1, num_draws=2, dims=dims, coords=coords)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("plate", ["chain", "draw", "mean", "constraint", "target", "unit"])
+def test_a_plate_may_have_any_name(plate):
+    def model():
+        with numpyro.plate(plate, 3):
+            numpyro.sample("x", dist.Uniform(0, 1))
+
+    problem = Problem(model, EmergentProperty(Target(lambda sites: sites["x"], np.zeros(3), name="mean")))
+    tree = export(problem, num_chains=3, num_draws=3)
+    np.testing.assert_array_equal(tree["posterior"]["x"].values, tree["posterior_predictive"]["mean"].values)
+    assert read_bounds(tree)["x[2]"] == (0.0, 1.0)
 
 
 @pytest.mark.usefixtures("eager")

@@ -2,34 +2,20 @@
 
 import re
 import sys
-import time
 
 import pytest
-from mistakes import DENSITY, KEY, folder, place
+from mistakes import folder
 from mistakes_in_calls import DENSITIES, FIT, KEYS, PIECES, RESULTS
 from mistakes_in_files import CLI, FILES
 from mistakes_in_models import MODELS, OPTIONS, STATISTICS, TARGETS
 
 from numpyro_epi._cli import main
 
-LIMIT = 5.0
-"""Seconds within which every mistake is named."""
-
 TOPICS = {
     **{"model": MODELS, "problem": OPTIONS, "statistic": STATISTICS, "target": TARGETS, "key": KEYS, "fit": FIT},
     **{"piece": PIECES, "result": RESULTS, "density": DENSITIES, "file": FILES},
 }
 ROWS = {f"{topic}: {row.id}": row for topic, rows in TOPICS.items() for row in rows}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def prepared():
-    """Not a part of any row's time: the files, and what the density compiles to look at a place."""
-    folder()
-    for look in (DENSITY.log_prob, DENSITY.gradient, DENSITY.hessian):
-        look(place())
-    with pytest.raises(ValueError, match="inside the parameters' support"):
-        DENSITY.condition(KEY, {"p": 3.0})
 
 
 def test_no_mistake_is_listed_twice():
@@ -39,22 +25,18 @@ def test_no_mistake_is_listed_twice():
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 def test_one_clear_error(row):
-    began = time.perf_counter()
     with pytest.raises(row.error, match=row.match):
         row.call()
-    assert time.perf_counter() - began < LIMIT
 
 
 @pytest.mark.parametrize(("argv", "match"), CLI.values(), ids=CLI.keys())
 def test_one_clear_line_of_the_program(argv, match, capsys, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = {path: path.read_bytes() for path in folder().rglob("*") if path.is_file()}
-    began = time.perf_counter()
     try:
         code = main([argument.replace("{0}", str(folder())) for argument in argv])
     except SystemExit as stop:
         code = stop.code
-    assert time.perf_counter() - began < LIMIT
     shown = capsys.readouterr()
     assert code == 2
     assert re.search(match, shown.err)

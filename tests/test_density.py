@@ -252,6 +252,61 @@ def test_density_that_rises_towards_a_bound_has_no_summit(prior, density):
     assert mode.at_edge
 
 
+class FlatRidge(AbstractUnconstrained):
+    """The box's diagonal, 0.5 wide and flat along it, as draws know it; the density has an error of 1.5 nats in one corner."""
+
+    problem: Problem
+
+    def log_prob(self, unconstrained):
+        draw = self.problem.simulator(jax.random.key(0), unconstrained)
+        exact = -0.5 * ((draw.sites["z"][0] - draw.sites["z"][1]) / 0.5) ** 2
+        return exact + 1.5 * jnp.exp(-2.0 * jnp.sum((unconstrained - 6.0) ** 2)) + draw.log_det
+
+    def draw(self, key, count):
+        along_key, across_key = jax.random.split(key)
+        along = jax.random.uniform(along_key, (count, 1), minval=-9.99, maxval=9.99)
+        z = along + 0.5 * jax.random.normal(across_key, (count, 1)) * jnp.array([0.5, -0.5])
+        return jax.vmap(lambda z: self.problem.simulator.unconstrain({"z": z}))(jnp.clip(z, -9.99, 9.99))
+
+
+def test_a_mode_on_a_flat_ridge_is_not_where_the_density_errs_in_a_corner():
+    """In unconstrained coordinates the corner is at 6, which is 9.95 of 10; a box's uniform draws seldom come there."""
+    box = dist.Uniform(-10.0, 10.0).expand([2]).to_event(1)
+    problem = known(z=(box, box)).problem
+    density = Density(problem, FlatRidge(problem))
+    assert float(density.log_prob({"z": np.array([9.95, 9.95])})) > float(density.log_prob({"z": np.zeros(2)})) + 1
+    (mode,) = density.modes(jax.random.key(0))
+    assert np.all(np.abs(mode.values["z"]) < 9.0)
+    assert not mode.at_edge
+    found = density.sensitivity(jax.random.key(0), mode.values)
+    assert angle(found["vector"].values[0], [np.sqrt(0.5), -np.sqrt(0.5)]) < 1.0
+    assert found["curvature"].values[0] == pytest.approx(-2 / 0.5**2, rel=0.05)
+
+
+def wide_flow():
+    """A normal of spread 3 on the logit scale: within the unit interval its density has summits at logits of -9 and 9."""
+    problem = known(z=(dist.Uniform(0, 1), dist.Uniform(0, 1))).problem
+    flow = Transformed(StandardNormal((1,)), bijections.Affine(jnp.zeros(1), jnp.full(1, 3.0)))
+    return Density(problem, OfFlow(flow))
+
+
+def test_summits_at_a_bound_are_at_the_edge():
+    """``u / 9 = tanh(u / 2)``, at 8.998: the density has no slope there, and is 1.2e-4 from the bound."""
+    modes = wide_flow().modes(jax.random.key(0))
+    assert len(modes) == 2
+    for mode in modes:
+        assert min(mode.values["z"], 1 - mode.values["z"]) == pytest.approx(1.2e-4, rel=0.05)
+        assert mode.at_edge
+
+
+def test_sensitivity_at_a_bound_says_so():
+    density = wide_flow()
+    with pytest.warns(UserWarning, match="at a bound of the support, .* Look at a place inside, or at no place"):
+        found = density.sensitivity(jax.random.key(0), {"z": 0.9999})
+    assert "at a bound of the support" in found.attrs["where"]
+    assert density.sensitivity(jax.random.key(0), {"z": 0.9}).attrs["where"] == "one place"
+
+
 COVARIANCE = np.array([[1.0, 0.6, -0.3], [0.6, 2.0, 0.4], [-0.3, 0.4, 0.5]])
 MEAN = np.array([1.0, -2.0, 0.5])
 

@@ -68,6 +68,12 @@ def test_weighted_draws_meet_the_targets_exactly(solved, request):
     assert np.all(np.abs(mean - exact.problem.target) < 1e-4 * solution.verdict.scale)
 
 
+def test_weighted_prior_draws_are_worth_what_kish_says(by_weights):
+    _, solution = by_weights
+    assert solution.ess == pytest.approx(1 / np.sum(np.exp(2 * solution.log_weight)), rel=1e-3)
+    assert solution.ess < 0.9 * solution.log_weight.size
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, build in ALL.items() if build().feasible])
 def test_chains_solve_every_exact_problem(name):

@@ -64,7 +64,7 @@ LAYERS = (
         "_plan",
         "_fit",
     ),
-    ("_arviz", "_store", "_tilted"),
+    ("_axes", "_arviz", "_store", "_tilted"),
     (
         "_exported",
         "_canvas",

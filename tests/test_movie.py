@@ -69,6 +69,7 @@ def test_a_draw_that_is_not_finite_is_left_out(tree):
     screen = _movie._Screen(bad, _movie._read(bad), ["A[0,0]", "A[0,1]"])
     screen.show(0)
     assert len(screen.clouds[0, 1].get_offsets()) == 97
+    assert screen.figure.get_suptitle() == "made: step 0 of 150; 3 of 100 draws are not finite and not shown"
 
 
 def test_movie_replaces_nothing_unasked(tree, tmp_path):

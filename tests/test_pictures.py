@@ -148,6 +148,23 @@ def test_matrix_shows_means_and_spreads(rows, columns):
     np.testing.assert_allclose(images, [draws.mean(axis=0), draws.std(axis=0)])
 
 
+def test_matrix_leaves_out_draws_that_are_not_finite_and_says_so():
+    tree = made_run(2, 3)
+    tree["posterior"]["A"].values[0, 0, 1, 2] = np.inf
+    figure = plot_matrix(tree)
+    images = [axis.images[0].get_array() for axis in figure.findobj(Axes) if axis.images]
+    draws = tree["posterior"]["A"].values.reshape(-1, 2, 3)[1:]
+    np.testing.assert_allclose(images, [draws.mean(axis=0), draws.std(axis=0)])
+    assert f"1 of {CHAINS * DRAWS} draws are not finite and not shown" in figure.get_suptitle()
+    assert_legible(figure)
+
+
+def test_matrix_of_which_nothing_is_finite_says_so():
+    tree = made_run(2, 3)
+    tree["posterior"]["A"].values[..., 0, 0] = np.nan
+    assert "300 of 300 draws are not finite and not shown" in plot_matrix(tree).get_suptitle()
+
+
 def test_matrix_lays_marginals_out_like_the_matrix():
     axes = [axis for axis in plot_matrix(made_run(2, 3)).findobj(Axes) if axis.get_title().startswith("A[")]
     places = {axis.get_title(): axis.get_position() for axis in axes}

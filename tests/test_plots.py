@@ -2,6 +2,7 @@
 
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
@@ -9,9 +10,11 @@ import numpyro.distributions as dist
 import pytest
 import xarray as xr
 from legible import assert_legible
-from test_arviz import export, network_problem
+from matplotlib.colors import to_hex
+from test_arviz import export, fake_result, network_problem
 
 from numpyro_epi import _plots
+from numpyro_epi._arviz import result_groups
 from numpyro_epi._datatree import to_arviz, to_datatree, write
 from numpyro_epi._pair import plot_pair
 from numpyro_epi._plots import plot_fit, plot_statistics
@@ -207,6 +210,31 @@ def test_fit_draws_the_history(tree):
         assert lines[name].get_linestyle() == multipliers[name].get_linestyle()
 
 
+@pytest.mark.parametrize("source", ["chains", None])
+def test_fit_marks_the_multipliers_of_the_result(source):
+    """They may come from elsewhere than the run: 3 in the table beside 2.1 at the run's end."""
+    result = fake_result(network_problem())
+    result.constraints["multiplier"].values[:] = np.arange(len(result.constraints["multiplier"])) + 3.0
+    result.settings |= {} if source is None else {"multiplier_source": source}
+    tree = to_datatree(*result_groups(result, key=jax.random.key(0), num_chains=1, num_draws=10))
+    figure = plot_fit(tree)
+    bottom, last_step = figure.axes[2], tree["optimization"]["step"].values[-1]
+    constraints = tree["constant_data"]
+    np.testing.assert_allclose(
+        [marker.get_offsets()[0] for marker in bottom.collections],
+        [
+            (last_step, m * s)
+            for m, s in zip(constraints["multiplier"].values, constraints["scale"].values, strict=True)
+        ],
+    )
+    for marker, line in zip(bottom.collections, bottom.lines, strict=False):
+        assert to_hex(marker.get_edgecolor()[0]) == to_hex(line.get_color())
+    entries = [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
+    assert "multiplier during the run" in entries
+    assert "multiplier of the result" + (", from chains" if source else "") in entries
+    assert_legible(figure)
+
+
 def test_fit_tells_every_constraint_apart(sized_trees):
     lines = [line for line in plot_fit(sized_trees[4]).axes[1].lines if not line.get_label().startswith("_")]
     assert len(lines) == 9
@@ -218,6 +246,15 @@ def test_fit_shows_the_prior_entropy(tree):
     # H of four uniforms on an interval of 20 and of Gamma(2, 1), which is 2 + log(Gamma(2)) - digamma(2) = 1.5772.
     assert line.get_ydata()[0] == pytest.approx(4 * np.log(20) + 1.5772, abs=5 * 0.65 / np.sqrt(600))
     assert line.get_linestyle() == "--"
+
+
+def test_entropy_of_the_prior_leaves_out_draws_that_are_not_finite(tree):
+    bad = tree.copy(deep=True)
+    bad["sample_stats_prior"]["log_prior"].values[0, :2] = -np.inf
+    line = plot_fit(bad).axes[0].lines[1]
+    kept = bad["sample_stats_prior"]["log_prior"].values.ravel()[2:]
+    assert line.get_ydata()[0] == pytest.approx(-kept.mean(), rel=1e-5)
+    assert line.get_label().endswith("without 2 draws that are not finite")
 
 
 def test_fit_needs_no_prior():

@@ -172,3 +172,23 @@ def test_program_writes_a_report_of_a_file(tree, tmp_path, capsys):
     assert capsys.readouterr().out == f"Saved {tmp_path / 'saved.html'}\n"
     assert main(["report", str(tmp_path / "saved.nc")]) == 2
     assert "Expected an output that does not exist" in capsys.readouterr().err
+
+
+def test_report_says_where_the_multipliers_come_from(tree, tmp_path):
+    assert "Lagrange multiplier (from" not in epi.report(tree, tmp_path / "unknown.html").read_text()
+    told = tree.copy(deep=True)
+    told["constant_data"]["multiplier"].attrs["source"] = "chains"
+    assert "Lagrange multiplier (from chains)" in read(epi.report(told, tmp_path / "told.html")).text
+
+
+def test_report_leaves_out_draws_that_are_not_finite_and_says_so(tree, tmp_path):
+    one = tree.copy(deep=True)
+    values = one["posterior"]["z"].values.astype(float)
+    values[0, 0, 0] = np.inf
+    one["posterior"]["z"] = one["posterior"]["z"].copy(data=values)
+    one["prior"]["z"].values[0, 0, 0] = -np.inf
+    text = read(epi.report(one, tmp_path / "page.html")).text
+    assert f"1 of {values[..., 0].size} draws are not finite and not shown." in text
+    assert f"{values[..., 0][np.isfinite(values[..., 0])].mean():.4g}" in text
+    assert "inf" not in text
+    assert "nan" not in text
