@@ -75,22 +75,23 @@ def test_fixed_steps_are_of_order_four(substeps, tolerance):
 @pytest.mark.parametrize(
     ("said", "kl", "off", "expected"),
     [
-        ((True, True, 0.0, 0.02), 0.03, 0.01, "RIGHT"),
-        ((True, False, np.nan, np.inf), 0.03, 0.01, "RIGHT"),
-        ((True, True, 0.0, 0.02), 0.03, 0.2, "WRONG"),
-        ((True, True, 0.0, 0.02), 0.5, 0.01, "WRONG"),
-        ((False, True, 0.0, 0.02), 0.5, 0.01, "WRONG"),
-        ((True, False, 0.3, 0.45), 0.5, 0.01, "HONEST MISS"),
-        ((True, False, np.nan, np.inf), 0.5, 0.01, "HONEST MISS"),
-        ((False, False, np.nan, np.inf), 0.01, 0.2, "HONEST MISS"),
-        ((True, True, 0.0, 0.02), np.inf, 0.01, "WRONG"),
-        ((False, False, 0.0, 0.02), np.inf, np.inf, "HONEST MISS"),
+        ((True, True, 0.0, 0.02), 0.03, (0.01, 0.01), "RIGHT"),
+        ((True, False, np.nan, np.inf), 0.03, (0.01, np.nan), "RIGHT"),
+        ((True, True, 0.0, 0.02), 0.03, (0.2, np.nan), "WRONG"),
+        ((True, True, 0.0, 0.02), 0.03, (0.01, 0.2), "WRONG"),
+        ((True, True, 0.0, 0.02), 0.5, (0.01, 0.01), "WRONG"),
+        ((False, True, 0.0, 0.02), 0.5, (0.01, 0.01), "WRONG"),
+        ((True, False, 0.3, 0.45), 0.5, (0.01, 0.01), "HONEST MISS"),
+        ((True, False, np.nan, np.inf), 0.5, (0.01, 0.01), "HONEST MISS"),
+        ((False, False, np.nan, np.inf), 0.01, (0.2, 0.2), "HONEST MISS"),
+        ((True, True, 0.0, 0.02), np.inf, (0.01, np.nan), "WRONG"),
+        ((False, False, 0.0, 0.02), np.inf, (np.inf, np.nan), "HONEST MISS"),
     ],
 )
 def test_verdicts_on_strangers(said, kl, off, expected):
-    """(satisfied, certified, lower, upper) beside the exact KL and the largest error of a mean."""
-    error = np.nan if np.isinf(kl) else 0.001
-    assert judged.verdict_of(judged.Claim(*said), kl=kl, error=error, off=off, tolerance=0.05) == expected
+    """(satisfied, certified, lower, upper) beside the exact KL and the largest errors of a mean and a standard deviation."""
+    found = judged.verdict_of(judged.Claim(*said), kl=kl, off=judged.Deviations(*off), tolerance=0.05)
+    assert found == expected
 
 
 def test_deviations_of_strangers_are_in_their_units():
