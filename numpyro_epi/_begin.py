@@ -48,9 +48,18 @@ def build_flow(key: Key, builder: flows.FlowBuilder, dim: int, components: int) 
 
 
 def begin_flow(
-    key: Key, builder: flows.FlowBuilder, begin: starts.Start, dim: int, *, is_fitted: bool = False
+    key: Key,
+    builder: flows.FlowBuilder,
+    begin: starts.Start,
+    dim: int,
+    *,
+    is_fitted: bool = False,
+    static: PyTree = None,
 ) -> AbstractDistribution:
-    """Move a new flow to the start's draws; where it ``is_fitted`` elsewhere, its fixed arrays alone will be used."""
+    """Move a new flow to the start's draws; where it ``is_fitted`` elsewhere, its fixed arrays alone will be used.
+
+    With ``static``, the fixed arrays of an earlier flow by the same builder, it differs from that in its trainable ones.
+    """
     build_key, fit_key = jax.random.split(key)
     components = num_components(begin)
     built = build_flow(build_key, builder, dim, components)
@@ -62,6 +71,8 @@ def begin_flow(
         whitened = np.linalg.solve(cholesky, (draws - loc).T).T
         inner = flows.with_mixture_base(inner, *_clusters(whitened, components))
     moved = share_programs(flows.with_affine(inner, jnp.asarray(loc, float), jnp.asarray(cholesky, float)))
+    if static is not None:
+        moved = combine(partition(moved)[0], static)
     if not begin.fit_draws or is_fitted:
         return moved
     return _fit_draws(fit_key, moved, begin.draws, LIKELIHOOD_STEPS if begin.known is None else WEIGHED_STEPS)

@@ -46,6 +46,12 @@ MAX_KHAT, MIN_ESS, MIN_REACH, MIN_OVERLAP = 0.7, 100.0, 10.0, 25.0
 """Pareto shape above which weights say little (Vehtari et al. 2024), fewest effective draws of all proposals, of those that
 look where the guide may not, and of those that bridge to a solution of unknown normaliser: 0.2 nats."""
 
+FEW_DRAWS = 3.0
+"""Effective number of draws that do not come from the guide, up to which they do not show that modes are missing."""
+
+LOWEST = -1e30
+"""Log density, nats, that stands for one that is not finite."""
+
 MOST_NEGATIVE = 0.01
 """How far below zero, nats, beyond three standard errors, a gap may be estimated before the estimates contradict each other."""
 
@@ -365,7 +371,7 @@ def _weigh(
         return np.where(usable, log_p, -np.inf)
 
     log_p = exponent(eta)
-    densities = np.where(usable, np.vstack([found.log_guides, found.log_defence[None]]), -np.inf)
+    densities = np.where(usable, np.vstack([found.log_guides, found.log_defence[None]]), LOWEST)
     # With noise the density is an estimate: in a bridge, where it stands above and below, its noise lowers log Z.
     bridges = (kind >= SOLUTION) & (simulations == 1)
     pooled = (kind < SOLUTION) | bridges
@@ -422,13 +428,19 @@ def _coverage(is_unseen: np.ndarray, weight: np.ndarray, kind: np.ndarray, poole
 
     Only draws that had no part in finding the guide can tell: those of the base, and independent ones of the solution.
     """
-    base = weight[kind[pooled] == BASE]
-    reach = float(base.sum() ** 2 / max(np.sum(base**2), np.finfo(float).tiny))
-    unseen = float(weight[is_unseen[pooled]].sum())
+    reach = _effective(weight[kind[pooled] == BASE])
+    # Any draws may show that modes are missing, but two or three with large weights do not.
+    shown = _effective(weight[kind[pooled] != OWN]) > FEW_DRAWS
+    unseen = float(weight[is_unseen[pooled]].sum()) if shown else 0.0
     solution = kind == INDEPENDENT
     if not np.any(solution):
         return unseen, reach
     return max(unseen, float(np.mean(is_unseen[solution]))), reach + float(solution.sum())
+
+
+def _effective(weight: np.ndarray) -> float:
+    """Effective number of these draws (Kish 1965)."""
+    return float(weight.sum() ** 2 / max(np.sum(weight**2), np.finfo(float).tiny))
 
 
 def _is_conclusive(found: Certificate) -> bool:
@@ -444,7 +456,7 @@ def _sentence(found: Certificate) -> str:
         return "Cannot tell: the densities of the draws are not finite."
     if not found.tilted:
         return "Cannot tell: no weighting of the draws has the property, so the optimum is out of their sight."
-    if found.unseen > MAX_UNSEEN and found.reach > 3:
+    if found.unseen > MAX_UNSEEN:
         return (
             f"Modes are probably missing: {100 * found.unseen:.0f} % of the solution's mass lies where the guide has less "
             f"than a tenth of its density; {found.gap:.2f} nats from the optimum."

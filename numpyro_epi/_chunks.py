@@ -24,16 +24,23 @@ CLOSE_SLACK = 0.004
 nearly exact guide KL is half of it."""
 
 
+STUCK_PART, STUCK_CHUNKS, STUCK_GAPS = 0.4, 3, 5.0
+"""Part of a run after which it may be found stuck, the chunks that say so, and the distance, in units of ``max_gap``, that they
+have to exceed."""
+
+
 class Chunks(NamedTuple):
     """How far a run has come.
 
     Attributes:
         state: Of all restarts.
         found: The chunks' records, each with one entry a restart.
+        attempt: Times that it began anew with other initial values of the flow.
     """
 
     state: LoopState
     found: list[list[EpochRecord]]
+    attempt: int = 0
 
     def records(self, num_restarts: int) -> list[EpochRecord | None]:
         """All epochs of each restart."""
@@ -51,7 +58,7 @@ class Chunks(NamedTuple):
 
     @classmethod
     def read(
-        cls, arrays: Mapping[str, np.ndarray], template: LoopState, num_chunks: int, num_restarts: int
+        cls, arrays: Mapping[str, np.ndarray], template: LoopState, num_chunks: int, num_restarts: int, attempt: int
     ) -> "Chunks":
         """The inverse of `arrays`.
 
@@ -63,7 +70,7 @@ class Chunks(NamedTuple):
             return EpochRecord(**{n: arrays[f"record.{chunk}.{restart}.{n}"] for n in EpochRecord._fields})  # type: ignore[arg-type]
 
         found = [[record(chunk, restart) for restart in range(num_restarts)] for chunk in range(num_chunks)]
-        return cls(unflatten(template, arrays, "state"), found)
+        return cls(unflatten(template, arrays, "state"), found, attempt)
 
 
 class Goal(NamedTuple):
@@ -72,10 +79,12 @@ class Goal(NamedTuple):
     Attributes:
         may_be_reached: Whether independent draws are worth their simulations now; without them, from the records.
         is_reached: Whether guides whose verdicts are satisfied are near enough to the optimum, by the chunk's number.
+        anew: Another beginning for a run that got stuck, or ``None``.
     """
 
     may_be_reached: Callable[["Chunks"], bool]
     is_reached: Callable[[list[LoopState], list[Verdict], int], bool]
+    anew: Callable[["Chunks"], "Chunks | None"]
 
 
 def run_chunks(
@@ -135,10 +144,14 @@ def run_chunks(
             if stop or len(run.found) >= num_chunks:
                 break
             state, records = run_epochs(run.state)
-            run = Chunks(state, [*run.found, fleet.split(jax.device_get(records))])
-            keep(run, bool(stop) or len(run.found) == num_chunks)
+            run = run._replace(state=state, found=[*run.found, fleet.split(jax.device_get(records))])
             bar.update(size)
             bar.set_postfix_str(_progress(run.found[-1][0], problem), refresh=False)
+            if not stop and (other := goal.anew(run)) is not None:
+                run = other
+                recorder.begin_anew(fleet, run.state)
+                bar.reset()
+            keep(run, bool(stop) or len(run.found) == num_chunks)
     if not is_reached:
         verdicts = judge(fleet.split(run.state), num_chunks + 1)
     if stop:
@@ -164,15 +177,29 @@ def seems_near(run: Chunks, problem: Problem, tolerance: float, max_gap: float, 
     """
     if not run.found:
         return True
-    records = run.found[-1][0]
-    late = slice(len(records.step) // 2, None)
-    if np.max(np.abs(violations(records, problem)[late].mean(axis=0))) > tolerance:
+    off = violations(run.found[-1][0], problem)
+    near = np.max(np.abs(off[len(off) // 2 :].mean(axis=0))) <= tolerance
+    return bool(near and _distance(run.found[-1][0], problem, log_normalizer) <= max_gap)
+
+
+def is_stuck(run: Chunks, problem: Problem, max_gap: float, log_normalizer: float | None) -> bool:
+    """Whether a single run at the solution's multipliers has no prospect of coming near: some initial values of a flow never do.
+
+    Runs that come near have come within a few times ``max_gap`` when two fifths of their steps are done.
+    """
+    if len(run.found) != math.ceil(STUCK_PART * NUM_CHUNKS):
         return False
-    distance = 0.5 * np.median(records.slack_variance[late])
-    if log_normalizer is not None and math.isfinite(log_normalizer):
-        slack = np.sum(records.eta * (records.moment - problem.target), axis=1)
-        distance = np.mean((log_normalizer - records.base_entropy + slack)[late])
-    return bool(distance <= max_gap)
+    late = [_distance(each[0], problem, log_normalizer) for each in run.found[-STUCK_CHUNKS:]]
+    return bool(np.median(late) > STUCK_GAPS * max_gap)
+
+
+def _distance(records: EpochRecord, problem: Problem, log_normalizer: float | None) -> float:
+    """Estimate of ``KL(q || p_eta)`` in the second half of a chunk, nats; without ``log Z`` half of the log ratio's variance."""
+    late = slice(len(records.step) // 2, None)
+    if log_normalizer is None or not math.isfinite(log_normalizer):
+        return float(0.5 * np.median(np.asarray(records.slack_variance)[late]))
+    slack = np.sum(np.asarray(records.eta) * (np.asarray(records.moment) - problem.target), axis=1)
+    return float(np.mean((log_normalizer - np.asarray(records.base_entropy) + slack)[late]))
 
 
 def _joined(records: tuple[EpochRecord, ...]) -> EpochRecord:

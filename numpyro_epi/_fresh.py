@@ -121,7 +121,7 @@ def measure(problem: Problem, flow: AbstractDistribution, key: Key, num_batches:
     pooled = 0.5 * (covariance[first, first] + covariance[again, again])
     own = np.sqrt(np.diagonal(pooled))
     # A moment of few values may have no width between its quantiles.
-    width = np.nan_to_num(np.nanmedian(widths, axis=0))
+    width = np.median(np.nan_to_num(widths), axis=0)
     most = np.where(width > 0, MOST_SPREAD * width / NORMAL_WIDTH, np.inf)
     # The same for every draw, unlike the rest: as the variance that would give it.
     share_error = float(flow.log_share_error) if isinstance(flow, Conditioned) and total else 0.0

@@ -15,7 +15,7 @@ from . import _optimizer, flows, objectives, starts
 from ._begin import begin_flow, num_components
 from ._certificate import MAX_KHAT, Known, assess, assess_by_draws, cost
 from ._checkpoint import Keeper, Saved, describe, fingerprint, without_addresses
-from ._chunks import NUM_CHUNKS, Chunks, Goal, arrived, given_up, run_chunks, seems_near, violations
+from ._chunks import NUM_CHUNKS, Chunks, Goal, arrived, given_up, is_stuck, run_chunks, seems_near, violations
 from ._conditioned import Conditioned, conditioner
 from ._fresh import measure
 from ._journal import Journal
@@ -59,6 +59,9 @@ START_BATCHES = 8
 
 MAX_PROPOSALS = 4
 """Most guides whose draws a certificate weighs: the chosen one and the best other restarts."""
+
+MOST_ATTEMPTS = 3
+"""Initial values of a flow that are tried, where runs get stuck."""
 
 MAX_CERTIFICATE_SHARE = 0.2
 """Most model runs of a certificate that nobody asked for, as a share of the loop's own."""
@@ -158,7 +161,8 @@ class Plan(NamedTuple):
                     arrays["begin.log_density"] = np.asarray(begin.known.log_density)
                     start["known"] = {name: getattr(begin.known, name) for name in Known._fields[1:]}
                 seconds = time.perf_counter() - began
-                keeper.save({**about, "begin": start, "chunks": len(run.found), "seconds": seconds}, arrays, now=now)
+                numbers = {"chunks": len(run.found), "attempt": run.attempt, "seconds": seconds}
+                keeper.save({**about, "begin": start, **numbers}, arrays, now=now)
 
         certificates: dict[int, Certificate | None] = {}
 
@@ -175,13 +179,20 @@ class Plan(NamedTuple):
                 return seems_near(run, self.problem, self.tolerance, self.max_gap, begin.log_normalizer)
             return arrived(run, self.problem, self.tolerance)
 
+        def anew(run: Chunks) -> Chunks | None:
+            if not self._is_single(begin) or run.attempt >= MOST_ATTEMPTS - 1 or not begin.fit_draws:
+                return None
+            if not is_stuck(run, self.problem, self.max_gap, begin.log_normalizer):
+                return None
+            return Chunks(self._again(keys, begin, fleet, run.attempt + 1), [], run.attempt + 1)
+
         with StopRequest() as stop:
             run, verdicts = run_chunks(
                 fleet,
                 run,
                 budget,
                 judge,
-                Goal(may_be_reached, is_reached),
+                Goal(may_be_reached, is_reached, anew),
                 keep,
                 stop,
                 recorder,
@@ -219,13 +230,12 @@ class Plan(NamedTuple):
             return self.problem.differentiable
         return isinstance(self.method.objective, objectives.Pathwise)
 
-    def _launch(self, keys: Key, begin: starts.Start, saved: Saved | None) -> tuple[Fleet, Chunks, int]:
-        """The compiled loop, where it stands, and the steps that it may take."""
-        problem, method, is_known = self.problem, self.method, saved is not None
+    def _settings(self, begin: starts.Start) -> "_Settings":
+        problem, method = self.problem, self.method
         rule = _rule_for(method.rule, begin)
         objective = objectives.default(problem) if method.objective is None else method.objective
         annealed = rule.anneals and begin.eta is None
-        settings = _Settings(
+        return _Settings(
             problem,
             objective if begin.eta is None else Anchored(objective, begin.draws, anchor_weight(begin)),
             rule,
@@ -234,6 +244,18 @@ class Plan(NamedTuple):
             anneal_steps=int(0.6 * self.max_steps) if annealed else 0,
             memory=max(1, self.max_steps // AVERAGED_PART),
         )
+
+    def _again(self, keys: Key, begin: starts.Start, fleet: Fleet, attempt: int) -> LoopState:
+        """The first state of another attempt: other initial values of the flow, with the fixed arrays of the first one."""
+        one = jax.vmap(lambda key: jax.random.fold_in(key, 2000 + attempt))(keys)
+        flow = begin_flow(one[1], self.method.flow, begin, self.problem.dim, static=fleet.loop.static)
+        _, state, _ = self._settings(begin).begin(flow, begin, one, is_known=False)
+        return state
+
+    def _launch(self, keys: Key, begin: starts.Start, saved: Saved | None) -> tuple[Fleet, Chunks, int]:
+        """The compiled loop, where it stands, and the steps that it may take."""
+        problem, method, is_known = self.problem, self.method, saved is not None
+        settings = self._settings(begin)
         begun = []
         for one in _restart_keys(keys, self.num_restarts):
             flow = begin_flow(one[1], method.flow, begin, problem.dim, is_fitted=is_known)
@@ -241,7 +263,7 @@ class Plan(NamedTuple):
         fleet = Fleet.of([loop for loop, _, _ in begun])
         run = Chunks(fleet.stack([state for _, state, _ in begun]), [])
         if saved is not None:
-            run = Chunks.read(saved.arrays, run.state, saved.about["chunks"], self.num_restarts)
+            run = Chunks.read(saved.arrays, run.state, saved.about["chunks"], self.num_restarts, saved.about["attempt"])
         usable = all(finite_share > 0 for *_, finite_share in begun) and begin.infeasible is None
         return fleet, run, self.max_steps if usable else 0
 
@@ -478,13 +500,13 @@ def _status(
     problem: Problem, verdict: Verdict, records: EpochRecord | None, tolerance: float, is_solved: bool
 ) -> STATUS:
     """How a run ended; where its start knew draws with the property, the property is feasible whatever the flow does."""
-    if records is None or not (np.isfinite(verdict.entropy) and np.all(np.isfinite(verdict.mean))):
+    if not (np.isfinite(verdict.entropy) and np.all(np.isfinite(verdict.mean))):
         return STATUS.nonfinite
-    if given_up(records):
+    if records is not None and given_up(records):
         return STATUS.diverged
     if np.all(verdict.satisfies(problem.target, tolerance)):
         return STATUS.satisfied if verdict.finite_share == 1.0 else STATUS.nonfinite_draws
-    if not is_solved and _out_of_reach(problem, verdict, records, tolerance):
+    if records is not None and not is_solved and _out_of_reach(problem, verdict, records, tolerance):
         return STATUS.infeasible
     return STATUS.unsatisfied
 

@@ -67,6 +67,12 @@ class Recorder:
 
         return run_chunk
 
+    def begin_anew(self, fleet: Fleet, state: LoopState) -> None:
+        """Forget what was taken, since the run begins anew at ``state``."""
+        if self._wanted:
+            self._taken = []
+            self._take(fleet, state)
+
     def of(self, restart: int) -> Snapshots | None:
         """What was taken of one restart, in the order of the steps."""
         if not self._taken:

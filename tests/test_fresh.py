@@ -29,7 +29,10 @@ def test_moments_and_entropy_are_those_of_the_normal(measured):
     assert abs(verdict.entropy - exact.entropy) < 5 * verdict.entropy_standard_error
     # x is normal: means vary by the spread, squared deviations by twice its fourth power.
     spread = np.array([0.5, 0.6])
-    np.testing.assert_allclose(np.square(verdict.scale), [*spread, *(2 * spread**2)], rtol=0.05)
+    variance = np.square(verdict.standard_error) * verdict.num_draws
+    np.testing.assert_allclose(variance, [*spread, *(2 * spread**2)], rtol=0.05)
+    # Deviations are measured in the requested standard deviations, and of variances so that 1 % is 1 % of these.
+    np.testing.assert_allclose(verdict.scale, [*np.sqrt(spread), *(2 * spread)])
 
 
 def test_shared_covariance_leaves_the_noise_out(measured):

@@ -157,7 +157,7 @@ def test_a_guide_is_the_average_of_the_last_steps():
     objective = epi.objectives.default(WELLS.problem)
     settings = _plan._Settings(WELLS.problem, objective, Natural(steps_per_epoch=1), optimizer, 20, 0, memory)
     keys = jax.random.split(KEY, 5)
-    loop, state, _ = settings.begin(normal(1.0, 0.5), SimpleNamespace(eta=None), keys, is_known=True)
+    loop, state, _ = settings.begin(normal(1.0, 0.5), SimpleNamespace(eta=None, covariance=None), keys, is_known=True)
     first = state.parameters
     state, _ = loop.run_epochs(state, steps)
     average = 0.0
