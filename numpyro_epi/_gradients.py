@@ -13,11 +13,11 @@ from ._products import compiled
 from ._types import Key, MomentDraws, Unconstrained
 from ._work import expensive
 
-NUM_LINES, NUM_PIECES, FEW_LINES, FEW_PIECES = 512, 8, 64, 4
+NUM_LINES, NUM_PIECES, FEW_LINES, FEW_PIECES = 2048, 4, 64, 4
 """Lines along which statistics are compared with the integrals of their gradients, and pieces of each; fewer where simulations
 are expensive."""
 
-REACH = 0.3
+REACH = 1.0
 """Largest length of a line, as a fraction of the way from one draw of the reference to another."""
 
 MISSED, SURE = 0.25, 5.0
