@@ -27,7 +27,7 @@ from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar, U
 from .multipliers import shrunk_inverse
 
 REFERENCE_SCALE = 3.0
-"""Standard deviation of the reference where the base is no proper prior: wide, so that the property narrows it."""
+"""Standard deviation of the reference where there is no proper prior: wide, so that the property narrows it."""
 
 ENOUGH = 0.6
 """Length of a trajectory, in the positions' standard deviations, from which on it is not made longer."""
@@ -455,13 +455,14 @@ class Path(eqx.Module):
         return jnp.where(finite, log_density, -jnp.inf), moments
 
     def _measure(self, u: Float[Array, " D"], key: Key) -> Measured:
-        log_reference = jax.scipy.stats.norm.logpdf(u, scale=REFERENCE_SCALE).sum()
         count = self.settings.num_simulations if self.problem.simulator.noise else 1
         if count > 1 and self.settings.mirrored:
             found = mirrored_pairs(self.problem, jax.random.split(key, count // 2), u)
-            return Measured(jnp.mean(found.moments, axis=1), found.log_base[0, 0], log_reference)
+            first = jax.tree.map(lambda leaf: leaf[0, 0], found)
+            return Measured(jnp.mean(found.moments, axis=1), first.log_base, log_reference(self.problem, u, first))
         found = jax.vmap(self.problem.evaluate, (0, None))(jax.random.split(key, count), u)
-        return Measured(found.moments, found.log_base[0], log_reference)
+        first = jax.tree.map(lambda leaf: leaf[0], found)
+        return Measured(found.moments, first.log_base, log_reference(self.problem, u, first))
 
     def _exponent(self, found: Measured, eta: Moments, reference: Scalar) -> Scalar:
         slack = (found.simulations - self._target(found.simulations.dtype)) @ eta
@@ -526,9 +527,16 @@ def mirrored_pairs(problem: Problem, keys: Array, u: Unconstrained) -> Evaluatio
 
 def draw_reference(problem: Problem, key: Key) -> Unconstrained:
     """One draw of what chains begin with."""
-    if begins_at_base(problem):
+    if problem.simulator.has_proper_prior:
         return problem.simulator.sample_prior(key)
     return REFERENCE_SCALE * jax.random.normal(key, (problem.dim,))
+
+
+def log_reference(problem: Problem, u: Unconstrained, found: Evaluation) -> Scalar:
+    """Log density of what chains begin with at one position, nats: the prior where it is proper, else a wide normal."""
+    if problem.simulator.has_proper_prior:
+        return found.log_base if found.log_prior is None else found.log_prior
+    return jax.scipy.stats.norm.logpdf(u, scale=REFERENCE_SCALE).sum()
 
 
 def first_collective_steps(problem: Problem) -> Float[Array, " plates"]:

@@ -38,12 +38,14 @@ class Evaluation(NamedTuple):
         log_det: ``log |dz/du|``, nats; ``log q(u) - log_det`` is the guide's density of the parameters.
         moments: The constrained moments ``T``, shape [M].
         finite: Whether all of these are finite.
+        log_prior: Log density of the parameters' prior in unconstrained coordinates, nats, as the model has it.
     """
 
     log_base: Scalar
     log_det: Scalar
     moments: Moments
     finite: Bool[Array, ""]
+    log_prior: Scalar | None = None
 
 
 class Problem(eqx.Module):
@@ -177,7 +179,7 @@ class Problem(eqx.Module):
         moments = self.property.moments(self.property.values(draw.sites))
         log_base = draw.log_det + (draw.log_prior if self.base == "prior" else 0.0)
         finite = jnp.all(jnp.isfinite(moments)) & jnp.isfinite(log_base)
-        return Evaluation(log_base, draw.log_det, moments, finite)
+        return Evaluation(log_base, draw.log_det, moments, finite, draw.log_det + draw.log_prior)
 
     @with_full_products
     def mean_moments(self, keys: Array, values: Sites) -> Moments:

@@ -19,7 +19,11 @@ from numpyro_epi.objectives import Anchored, Lagrangian, Pathwise, Score, split_
 LAGRANGIAN = Lagrangian(jnp.array([0.5, -0.3]), jnp.array([[0.6, 0.2], [0.2, 0.3]]), jnp.array([0.2, 0.4]))
 EDGE, SIDE = 7.0, 300
 DRAWS, NUM_KEYS = 6, 10_000
-CENTRES, SPREADS, WEIGHTS = jnp.array([[-1.0, 0.3], [1.2, -0.4]]), jnp.array([[0.5, 0.7], [0.6, 0.4]]), jnp.array([0.3, 0.7])
+CENTRES, SPREADS, WEIGHTS = (
+    jnp.array([[-1.0, 0.3], [1.2, -0.4]]),
+    jnp.array([[0.5, 0.7], [0.6, 0.4]]),
+    jnp.array([0.3, 0.7]),
+)
 SMALL = {"num_stages": 2, "width": 3, "depth": 1, "initial_scale": 0.5}
 
 
@@ -50,7 +54,10 @@ FLOWS = {
     "autoregressive on a mixture": lambda: mixture_base(flows.MaskedAutoregressive(**SMALL)),
     "mixture of flows": two_flows,
 }
-OTHERS = [("coupling on a mixture", Pathwise(penalty=split_half)), ("coupling on a mixture", Pathwise(path_derivative=True))]
+OTHERS = [
+    ("coupling on a mixture", Pathwise(penalty=split_half)),
+    ("coupling on a mixture", Pathwise(path_derivative=True)),
+]
 CASES = [
     pytest.param(name, objective, marks=[] if name == "coupling on a mixture" else pytest.mark.slow)
     for name, objective in [*((name, kind) for name in FLOWS for kind in (Pathwise(), Score())), *OTHERS]
