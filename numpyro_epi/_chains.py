@@ -7,8 +7,8 @@ samplers, Del Moral et al. 2006), so a chain that is stranded far from the mass 
 A first population finds the path; a second one, which had no part in choosing it, walks it again, so that its weights
 estimate the normaliser without bias. Then rounds at fixed ``eta`` give Newton steps of the dual, whose ends are averaged.
 
-Chains begin at a *reference*: the prior where it is proper, a wide normal of the unconstrained parameters elsewhere, which,
-where it is not the base itself, fades out while the targets are annealed. How they move, and what noise does to them, is in `_path`.
+Chains begin at a *reference*: the prior where it is proper, a wide normal of the unconstrained parameters elsewhere. Where it
+is not the base itself, it fades out while the targets are annealed. How they move, and what noise does to them, is in `_path`.
 """
 
 import math

@@ -109,6 +109,7 @@ def fit(
         "num_restarts": num_restarts,
     }
     check_budget(**budget)
+    problem = problem if objective is not None else without_misleading_gradients(problem)
     method = Method(flow, start, objective, rule, optimizer)
     plan = Plan(
         key,

@@ -182,6 +182,12 @@ def propose(problem: Problem, key: Key, proposal: Proposal | None, batch: int) -
     return jnp.where(jax.random.bernoulli(choice_key, PRIOR_SHARE, (batch, 1)), draws, moved)
 
 
+def simulate_prior(problem: Problem, key: Key, batch: int) -> tuple[Draws, MomentDraws]:
+    """Draws of the prior and their moments, one simulation each."""
+    draws, _, moments = _simulate(problem, key, None, batch)
+    return draws, moments
+
+
 @compiled
 def _simulate(problem: Problem, key: Key, proposal: Proposal | None, batch: int) -> tuple[Draws, PerDraw, MomentDraws]:
     """Propose and simulate: draws, log of prior over proposal, moments."""

@@ -18,7 +18,18 @@ from jaxtyping import Array, Float
 
 from ._certificate import Tilt, tilt
 from ._journal import remembered
-from ._pilot import ENOUGH_PER_DIM, PRIOR_SHARE, Near, Proposal, around, effective, log_density, propose
+from ._pilot import (
+    ENOUGH_PER_DIM,
+    PRIOR_SHARE,
+    Near,
+    Proposal,
+    around,
+    effective,
+    log_density,
+    propose,
+    resample,
+    simulate_prior,
+)
 from ._problem import Problem
 from ._products import compiled
 from ._types import Draws, Key, PerDraw
@@ -26,6 +37,9 @@ from ._types import Draws, Key, PerDraw
 NUM_SIMULATIONS, MOST_SIMULATIONS, MAX_NOISE = 4, 32, 0.1
 """Simulations of each draw at first and at most; in between as many as keep the variance of ``eta . T``'s noise below the third,
 nats^2: its correction has errors of its own, which moved the multipliers of V1 by a tenth at twice that."""
+
+FEW_PER_DIM = 3.0
+"""Effective draws, for each parameter, of a tilt of prior draws that later rounds may begin around."""
 
 MAX_ROUNDS = 20
 """Every draw is compared with every round's proposal, so work grows with their square."""
@@ -146,6 +160,41 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         reached=found.reached and len(rounds) > 0,
         num_simulations=spent,
     )
+
+
+def tilt_prior(problem: Problem, key: Key, num_draws: int, *, batch: int, max_simulations: int) -> Near | None:
+    """Draws that `weigh_draws` may begin around, by one tilt of prior draws: for statistics that no distance leads to.
+
+    An indicator is at one of two values, both of them far from its mean in its standard deviations. Prior draws that
+    have it now and then span the targets all the same.
+
+    Args:
+        problem: The question, under a proper prior.
+        key: Random key.
+        num_draws: Draws to keep.
+        batch: Draws simulated at once.
+        max_simulations: Model runs.
+
+    Returns:
+        Draws with weights towards the prior; ``None`` where the prior's draws do not span the targets.
+    """
+    keys = jax.random.split(key, max(1, max_simulations // batch))
+    found = [remembered(simulate_prior, problem, one, batch) for one in keys]
+    draws, moments = (
+        np.concatenate([np.asarray(part, float) for part in column]) for column in zip(*found, strict=True)
+    )
+    usable = np.isfinite(moments).all(axis=1)
+    draws, moments = draws[usable], moments[usable]
+    if not len(draws):
+        return None
+    # Means over several simulations have less noise, and another solution; this one is a beginning only.
+    tilted = tilt(np.zeros(len(draws)), moments, problem.target)
+    if not tilted.reached or effective(tilted.log_weight) < FEW_PER_DIM * (problem.dim + 1):
+        return None
+    columns = resample(np.column_stack([draws, tilted.log_weight]), tilted.log_weight, num_draws)
+    log_weight = -columns[:, -1]
+    log_weight = log_weight - scipy.special.logsumexp(log_weight)
+    return Near(columns[:, :-1], log_weight, np.inf, len(keys) * batch)
 
 
 def _flattened(

@@ -17,11 +17,11 @@ from ._arguments import check_bool, check_count, check_instance, check_positive
 from ._certificate import Known, pareto_khat
 from ._chains import Solved
 from ._path import ChainSettings
-from ._pilot import approach, resample
+from ._pilot import Near, approach, resample
 from ._problem import Problem
 from ._products import compiled
 from ._types import Draws, Key, Metric, Moments, Numbers
-from ._weighed import Weighed, weigh_draws
+from ._weighed import Weighed, tilt_prior, weigh_draws
 from ._work import expensive, has_large_noise, is_trivial, reference_moments, solve_by_chains
 
 __all__ = ["AbstractStart", "Chains", "FirstOf", "Gaussian", "Pilot", "Prior", "Start", "default"]
@@ -168,7 +168,15 @@ class Pilot(AbstractStart):
             raise ValueError("Expected a proper prior for pilot draws; this one is improper. Use starts.Gaussian.")
         budget = {"batch": self.batch, "max_simulations": self.max_simulations}
         near = approach(problem, pilot_key, num_draws=self.num_draws, spreads=self.spreads, **budget)
-        if near.tolerance > self.spreads or near.ess < problem.dim + 1:
+        is_near = near.tolerance <= self.spreads and near.ess >= problem.dim + 1
+        begin: Near | None = near
+        if not is_near:
+            begin = tilt_prior(problem, prior_key, self.num_weighed, **budget) if self.num_weighed else None
+        if begin is not None and self.num_weighed:
+            weighed = weigh_draws(problem, jax.random.fold_in(key, 2), begin, num_draws=self.num_weighed, **budget)
+            if weighed.ess >= self.num_draws:
+                return _weighed_start(weighed, near.num_simulations)
+        if not is_near:
             found = (
                 f"Expected at least {problem.dim + 1} pilot draws within {self.spreads} spreads of the targets; got "
                 f"{near.ess:.0f} within {near.tolerance:.3g} of {near.num_simulations} simulated."
@@ -177,10 +185,6 @@ class Pilot(AbstractStart):
                 start = Prior()(prior_key, problem)
                 return start._replace(message=f"{found} {start.message}")
             raise ValueError(f"{found} Raise spreads or max_simulations, or start from the prior.")
-        if self.num_weighed:
-            weighed = weigh_draws(problem, jax.random.fold_in(key, 2), near, num_draws=self.num_weighed, **budget)
-            if weighed.ess >= self.num_draws:
-                return _weighed_start(weighed, near.num_simulations)
         draws = jnp.asarray(resample(near.draws, near.log_weight, len(near.draws)), float)
         message = (
             f"Started from {len(draws)} pilot draws, worth {near.ess:.0f} independent ones, of {near.num_simulations} "
