@@ -60,6 +60,9 @@ START_BATCHES = 8
 MAX_PROPOSALS = 4
 """Most guides whose draws a certificate weighs: the chosen one and the best other restarts."""
 
+MOST_LOOKS = 3
+"""Certificates on the way, without one that is conclusive, after which a run whose records lie within ``max_gap`` ends."""
+
 MOST_ATTEMPTS = 3
 """Initial values of a flow that are tried, where runs get stuck."""
 
@@ -165,13 +168,18 @@ class Plan(NamedTuple):
                 keeper.save({**about, "begin": start, **numbers}, arrays, now=now)
 
         certificates: dict[int, Certificate | None] = {}
+        looks: list[Certificate | None] = []
 
         def is_reached(states: list[LoopState], verdicts: list[Verdict], chunk: int) -> bool:
             if self._is_single(begin) and self.certify is not False:
                 (guide,) = map(conditioned, fleet.flows(states))
                 certificates.clear()
                 certificates[chunk] = found = self._certify(keys, begin, guide, verdicts[0], chunk)
-                return found is None or bool(found.conclusive and found.upper <= self.max_gap)
+                looks.append(found)
+                if found is None or not found.conclusive:
+                    # More steps do not make the certificate's weights any better.
+                    return len(looks) >= MOST_LOOKS
+                return found.upper <= self.max_gap
             return True
 
         def may_be_reached(run: Chunks) -> bool:
@@ -219,7 +227,8 @@ class Plan(NamedTuple):
     ) -> Certificate | None:
         """The certificate of a guide near a known solution; ``None`` where it is too expensive to be made unasked."""
         eta = np.asarray(begin.eta, float)
-        if self.certify is not True and begin.known is not None:
+        is_cheap = begin.known is None or cost(self.problem, 3) <= begin.known.num_simulations
+        if begin.known is not None and not (self.certify is True or is_cheap):
             return assess_by_draws(self.problem, guide, verdict, begin.draws, eta, begin.known)
         key = jax.random.fold_in(jax.random.fold_in(keys[2], 3), chunk)
         return assess(key, self.problem, guide, eta, solution=begin.draws, independent=begin.independent)
