@@ -72,15 +72,22 @@ def is_trivial(problem: Problem) -> bool:
     return work(problem) <= TRIVIAL
 
 
-@compiled
 def reference_moments(problem: Problem, key: Key, count: int) -> MomentDraws:
     """Moments of draws of what chains begin with."""
+    draws_key, noise_key = jax.random.split(key)
+    return moments_at(problem, noise_key, _references(problem, draws_key, count))
 
-    def one(key: Key) -> Moments:
-        draw_key, noise_key = jax.random.split(key)
-        return problem.evaluate(noise_key, draw_reference(problem, draw_key)).moments
 
-    return jax.lax.map(one, jax.random.split(key, count), batch_size=min(count, 250))
+@compiled
+def _references(problem: Problem, key: Key, count: int) -> Draws:
+    return jax.vmap(partial(draw_reference, problem))(jax.random.split(key, count))
+
+
+@compiled
+def moments_at(problem: Problem, key: Key, draws: Draws) -> MomentDraws:
+    """Moments of one simulation of each draw."""
+    pairs = jax.random.split(key, len(draws)), draws
+    return jax.lax.map(lambda pair: problem.evaluate(*pair).moments, pairs, batch_size=min(len(draws), 250))
 
 
 def has_large_noise(problem: Problem) -> bool:

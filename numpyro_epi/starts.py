@@ -22,7 +22,7 @@ from ._problem import Problem
 from ._products import compiled
 from ._types import Draws, Key, Metric, Moments, Numbers
 from ._weighed import Weighed, tilt_prior, weigh_draws
-from ._work import expensive, has_large_noise, is_trivial, reference_moments, solve_by_chains
+from ._work import expensive, has_large_noise, is_trivial, moments_at, reference_moments, solve_by_chains
 
 __all__ = ["AbstractStart", "Chains", "FirstOf", "Gaussian", "Pilot", "Prior", "Start", "default"]
 
@@ -323,9 +323,12 @@ def _why_infeasible(problem: Problem, solution: Solved, key: Key) -> str | None:
     if not problem.simulator.has_proper_prior:
         # A wide normal may be nowhere near the property.
         return None
-    pushed = np.asarray(solution.moments, float).reshape(-1, len(problem.target))
-    pushed = pushed[:: max(1, len(pushed) // NUM_HULL)]
+    draws = solution.draws.reshape(-1, problem.dim)
+    # Measured anew: where multipliers ran off to no number, chains stand the targets in for the moments.
+    pushed = np.asarray(moments_at(problem, key, draws[:: max(1, len(draws) // NUM_HULL)]), float)
     others = np.asarray(reference_moments(problem, key, NUM_HULL), float)
+    if np.sum(np.isfinite(pushed).all(axis=1)) < NUM_HULL // 10:
+        return None
     distance = out_of_reach(np.concatenate([pushed, others]), problem)
     if distance <= LEAST_DISTANCE:
         return None
