@@ -186,7 +186,7 @@ def certify(
         num_draws: Draws of every guide and of the base; 20,000 by default, or 4,000 of 16 simulations each where the model
             has noise of its own.
         second_opinion: Nested sampling of the solution, which shows modes that no draw of the certificate has seen. Needs
-            BlackJAX (``pip install 'numpyro-epi[nested]'``), a proper prior and a model without noise of its own.
+            BlackJAX (``pip install 'blackjax>=1.7'``), a proper prior and a model without noise of its own.
 
     Raises:
         ImportError: If a second opinion is asked for and BlackJAX is not installed.

@@ -252,12 +252,12 @@ def _blackjax() -> Any:
         import blackjax
     except ImportError as error:
         raise ImportError(
-            "Expected BlackJAX, for nested sampling; it is not installed. Run: pip install 'numpyro-epi[nested]'"
+            "Expected BlackJAX, for nested sampling; it is not installed. Run: pip install 'blackjax>=1.7'"
         ) from error
     if not hasattr(blackjax, "nss"):
         raise ImportError(
             f"Expected blackjax >= 1.7, for nested sampling; got {blackjax.__version__}. "
-            "Run: pip install 'numpyro-epi[nested]'"
+            "Run: pip install 'blackjax>=1.7'"
         )
     return blackjax
 

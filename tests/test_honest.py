@@ -216,6 +216,7 @@ def test_targets_out_of_reach_by_how_far():
     assert out_of_reach(np.array([[2.0, 0.25], [4.0, 0.25]]), problem) == pytest.approx(0.0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_an_infeasible_property_ends_at_its_start_with_finite_numbers():
     wanted = epi.EmergentProperty(epi.Target(named("z", lambda s: s["z"][0]), 2.0, 0.1))
     result = epi.fit(jr.key(3), epi.Problem(uniform(0.0, 1.0), wanted), progress=False)
