@@ -63,6 +63,8 @@ class ChainSettings(eqx.Module):
         within: Standard deviations of a target's that its statistic's mean may be away from it, once the targets have arrived;
             no limit by default, but for chains that left for far away in a first attempt. Several: the normaliser takes it that
             nothing reaches so far but what negative multipliers of a squared deviation draw there.
+        reference: Location and scale of the normal of the unconstrained parameters that chains begin at where the prior is
+            improper, each a number a coordinate; by default found near the property.
     """
 
     num_chains: int = 512
@@ -77,6 +79,7 @@ class ChainSettings(eqx.Module):
     num_simulations: int = 16
     mirrored: bool = False
     within: float | None = None
+    reference: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     @property
     def num_collective(self) -> int:
@@ -178,7 +181,7 @@ class Path(eqx.Module):
     def start(self, key: Key) -> tuple[Chains, Moments]:
         position_key, noise_key, resample_key = jax.random.split(key, 3)
         keys = jax.random.split(position_key, self.settings.num_chains)
-        position = jax.vmap(partial(draw_reference, self.problem))(keys)
+        position = jax.vmap(partial(draw_reference, self.problem, reference=self.settings.reference))(keys)
         noise = jax.random.split(noise_key, self.settings.num_chains)
         moments = jax.vmap(self._measure)(position, noise).moments
         finite = jnp.all(jnp.isfinite(moments), axis=1).astype(position.dtype)
@@ -459,10 +462,14 @@ class Path(eqx.Module):
         if count > 1 and self.settings.mirrored:
             found = mirrored_pairs(self.problem, jax.random.split(key, count // 2), u)
             first = jax.tree.map(lambda leaf: leaf[0, 0], found)
-            return Measured(jnp.mean(found.moments, axis=1), first.log_base, log_reference(self.problem, u, first))
+            return Measured(
+                jnp.mean(found.moments, axis=1),
+                first.log_base,
+                log_reference(self.problem, u, first, self.settings.reference),
+            )
         found = jax.vmap(self.problem.evaluate, (0, None))(jax.random.split(key, count), u)
         first = jax.tree.map(lambda leaf: leaf[0], found)
-        return Measured(found.moments, first.log_base, log_reference(self.problem, u, first))
+        return Measured(found.moments, first.log_base, log_reference(self.problem, u, first, self.settings.reference))
 
     def _exponent(self, found: Measured, eta: Moments, reference: Scalar) -> Scalar:
         slack = (found.simulations - self._target(found.simulations.dtype)) @ eta
@@ -525,18 +532,28 @@ def mirrored_pairs(problem: Problem, keys: Array, u: Unconstrained) -> Evaluatio
     return jax.vmap(both, (0, None, None))(keys, u, jnp.array([False, True]))
 
 
-def draw_reference(problem: Problem, key: Key) -> Unconstrained:
+Reference = tuple[tuple[float, ...], tuple[float, ...]]
+"""Location and scale of a normal of the unconstrained parameters."""
+
+
+def draw_reference(problem: Problem, key: Key, reference: Reference | None = None) -> Unconstrained:
     """One draw of what chains begin with."""
     if problem.simulator.has_proper_prior:
         return problem.simulator.sample_prior(key)
-    return REFERENCE_SCALE * jax.random.normal(key, (problem.dim,))
+    loc, scale = _normal(reference)
+    return loc + scale * jax.random.normal(key, (problem.dim,))
 
 
-def log_reference(problem: Problem, u: Unconstrained, found: Evaluation) -> Scalar:
+def log_reference(problem: Problem, u: Unconstrained, found: Evaluation, reference: Reference | None = None) -> Scalar:
     """Log density of what chains begin with at one position, nats: the prior where it is proper, else a wide normal."""
     if problem.simulator.has_proper_prior:
         return found.log_base if found.log_prior is None else found.log_prior
-    return jax.scipy.stats.norm.logpdf(u, scale=REFERENCE_SCALE).sum()
+    return jax.scipy.stats.norm.logpdf(u, *_normal(reference)).sum()
+
+
+def _normal(reference: Reference | None) -> tuple[Array, Array]:
+    loc, scale = ((0.0,), (REFERENCE_SCALE,)) if reference is None else reference
+    return jnp.asarray(loc, float), jnp.asarray(scale, float)
 
 
 def first_collective_steps(problem: Problem) -> Float[Array, " plates"]:
