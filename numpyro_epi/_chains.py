@@ -103,7 +103,8 @@ class Solved(NamedTuple):
 def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
     """Follow the path from the reference to the solution, then measure there until the multipliers are precise.
 
-    A path that ends in numbers that are not finite, since it led through densities without a normaliser, is walked again. If
+    A path that ends in numbers that are not finite, since it led through densities without a normaliser, is walked again with
+    steps half as long. If
     chains got lost, which can mean that ``p_eta`` has more mass far away, they are held near the property.
     """
     spent = 0
@@ -113,7 +114,7 @@ def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
         is_finite = np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer)
         if is_finite and (not is_lost or settings.within is not None or not any(wanted_spreads(problem))):
             break
-        settings = replace(settings, within=WITHIN) if is_finite else settings
+        settings = replace(settings, within=WITHIN) if is_finite else replace(settings, rate=settings.rate / 2)
     return found._replace(num_simulations=spent)
 
 

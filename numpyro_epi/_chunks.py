@@ -29,6 +29,10 @@ STUCK_PART, STUCK_CHUNKS, STUCK_GAPS = 0.4, 3, 5.0
 have to exceed."""
 
 
+WRONG = 0.2
+"""How far below zero, nats, a distance from the solution may be estimated before its normaliser is not believed."""
+
+
 class Chunks(NamedTuple):
     """How far a run has come.
 
@@ -196,10 +200,13 @@ def is_stuck(run: Chunks, problem: Problem, max_gap: float, log_normalizer: floa
 def _distance(records: EpochRecord, problem: Problem, log_normalizer: float | None) -> float:
     """Estimate of ``KL(q || p_eta)`` in the second half of a chunk, nats; without ``log Z`` half of the log ratio's variance."""
     late = slice(len(records.step) // 2, None)
+    by_variance = float(0.5 * np.median(np.asarray(records.slack_variance)[late]))
     if log_normalizer is None or not math.isfinite(log_normalizer):
-        return float(0.5 * np.median(np.asarray(records.slack_variance)[late]))
+        return by_variance
     slack = np.sum(np.asarray(records.eta) * (np.asarray(records.moment) - problem.target), axis=1)
-    return float(np.mean((log_normalizer - np.asarray(records.base_entropy) + slack)[late]))
+    found = float(np.mean((log_normalizer - np.asarray(records.base_entropy) + slack)[late]))
+    # No distance is negative: the normaliser is wrong.
+    return found if found > -WRONG else by_variance
 
 
 def _joined(records: tuple[EpochRecord, ...]) -> EpochRecord:

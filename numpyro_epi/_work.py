@@ -28,9 +28,9 @@ RANDOM_WORK = 20
 """Elementary operations behind one random number."""
 
 
-REFERENCE_DRAWS, REFERENCE_ROUNDS, ELITE, NEAR, WIDENING = 4000, 30, 20, 1.0, 3.0
+REFERENCE_DRAWS, REFERENCE_ROUNDS, ELITE, NEAR, WIDENING, WIDE = 4000, 30, 20, 1.0, 3.0, 10.0
 """Draws of a round that looks for where chains may begin, most rounds, the nearest fraction (one in so many) to which a normal is
-fitted, how near it must be, in scales, and how much wider the normal is."""
+fitted, how near it must be, in scales, and how much wider the normal is, of a round and at the end."""
 
 TRIVIAL, EXPENSIVE = 1000, 200_000
 """Work of one simulation: up to the first, chains of full size take about as long as the loop's own flow; beyond the second
@@ -164,10 +164,12 @@ def find_reference(problem: Problem, key: Key) -> Reference | None:
         nearest = np.argsort(np.where(np.isfinite(off), off, np.inf))[: REFERENCE_DRAWS // ELITE]
         if not np.all(np.isfinite(off[nearest])):
             continue
-        spread = WIDENING * draws[nearest].std(axis=0) + 1e-30
-        found = tuple(draws[nearest].mean(axis=0).tolist()), tuple(spread.tolist())
+        loc, spread = draws[nearest].mean(axis=0), draws[nearest].std(axis=0) + 1e-30
         if off[nearest].max() <= NEAR:
-            break
+            # A reference narrower than the solution would need negative multipliers, under which chains run off.
+            wide = np.minimum(WIDE * spread, REFERENCE_SCALE) if number == 0 else WIDE * spread
+            return tuple(loc.tolist()), tuple(wide.tolist())
+        found = tuple(loc.tolist()), tuple((WIDENING * spread).tolist())
     return found
 
 
