@@ -13,7 +13,7 @@ import scipy.stats
 from chosen_problems import CHOSEN, grid, well
 from problems import EXACT, ExactProblem
 
-from numpyro_epi._chains import Solved, covariance_of_mean, solve
+from numpyro_epi._chains import SCOUT_MOVES, Solved, covariance_of_mean, solve
 from numpyro_epi._path import Chains, ChainSettings, Path, resample
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
@@ -181,11 +181,12 @@ def test_one_key_gives_one_answer(solved):
 
 
 def test_runs_are_counted(solved):
-    """Two populations; a transition evaluates its start and every leapfrog step."""
+    """Two populations and one that looks for modes; a transition evaluates its start and every leapfrog step."""
     _, settings, found = solved("improper base")
     pieces = settings.num_updates + found.num_rounds * settings.num_draws
     evaluations = settings.num_transitions * (settings.num_leapfrog + 1)
-    assert found.num_simulations == 2 * settings.num_chains * pieces * evaluations
+    pieces = 2 * pieces + settings.num_updates + SCOUT_MOVES
+    assert found.num_simulations == settings.num_chains * pieces * evaluations
     assert 0.6 < found.acceptance < 0.95
 
 
@@ -316,7 +317,8 @@ def test_large_plates_are_evaluated_together_too(size, together):
     found = solve(problem, jax.random.key(0), settings)
     pieces = settings.num_updates + found.num_rounds * settings.num_draws
     evaluations = settings.num_transitions * (settings.num_leapfrog + 1) + together
-    assert found.num_simulations == 2 * settings.num_chains * pieces * evaluations
+    pieces = 2 * pieces + settings.num_updates + SCOUT_MOVES
+    assert found.num_simulations == settings.num_chains * pieces * evaluations
     # A mean of 2 size normals, tilted.
     assert found.eta[0] == pytest.approx(-0.6 * size, rel=0.1)
     assert found.log_normalizer == pytest.approx(-0.09 * size, abs=0.3)
@@ -387,7 +389,7 @@ def answer(**changes) -> Solved:
     """Two chains of two draws of one moment, at 0.9 and 1.1."""
     moments = jnp.array([[[0.9], [1.1]], [[1.1], [0.9]]])
     nothing = np.zeros(1)
-    base = Solved(nothing, np.zeros((1, 1)), nothing, True, True, moments, moments, 0.0, 0.8, None, 1, 1, None)
+    base = Solved(nothing, np.zeros((1, 1)), nothing, True, True, moments, moments, 0.0, 0.8, None, 1, 1, None, None)
     return base._replace(**changes)
 
 

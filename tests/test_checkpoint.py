@@ -205,11 +205,12 @@ def test_a_registered_problem_is_found_again(tmp_path, monkeypatch):
         1,
         0.1,
         None,
+        0.05,
         0,
     )
-    start = {"fit_draws": False, "message": "here"}
+    start = {"fit_draws": False, "message": "here", "log_normalizer": None, "infeasible": None}
     with _checkpoint.Keeper(path, 0.0, new=True) as keeper:
-        keeper.save({**wanted.about(), "begin": start, "chunks": 0, "seconds": 1.0}, arrays)
+        keeper.save({**wanted.about(), "begin": start, "chunks": 0, "attempt": 0, "seconds": 1.0}, arrays)
     epi.resume(path)
     assert plans[0].problem.target[0] == 0.25
     assert plans[0].about() == wanted.about()
@@ -421,7 +422,7 @@ def test_missing_and_foreign_files(tmp_path):
     foreign.write_text("numpyro-epi checkpoint 9\n")
     with pytest.raises(
         ValueError,
-        match=r"Expected 'numpyro-epi checkpoint 4' at the start of .*got 'numpyro-epi checkpoint 9'.*the version of",
+        match=r"Expected 'numpyro-epi checkpoint 5' at the start of .*got 'numpyro-epi checkpoint 9'.*the version of",
     ):
         epi.resume(foreign)
 

@@ -160,7 +160,8 @@ def score_coefficients(linear, gram):
     for i in range(len(linear)):
         rest = np.array([j for j in range(len(linear)) if j != i])
         own = linear[i] + jnp.mean(gram[i, rest])
-        coefficients.append(own - jnp.mean(linear[rest]) - jnp.mean(gram[np.ix_(rest, rest)]))
+        pairs = gram[np.ix_(rest, rest)][~np.eye(len(rest), dtype=bool)]
+        coefficients.append(own - jnp.mean(linear[rest]) - jnp.mean(pairs))
     return jnp.stack(coefficients)
 
 

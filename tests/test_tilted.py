@@ -201,8 +201,8 @@ def test_lp_is_the_tilted_density(plate):
 def test_groups_are_laid_out_as_an_export_s(plate):
     tree = as_datatree(plate[1])
     assert set(tree.children) == {"posterior", "posterior_predictive", "sample_stats"}
-    assert tree["posterior"]["z"].dims == ("chain", "draw", "z_dim_0")
-    np.testing.assert_allclose(tree["posterior_predictive"]["sum"], tree["posterior"]["z"].sum("z_dim_0"), atol=1e-5)
+    assert tree["posterior"]["z"].dims == ("chain", "draw", "cells")
+    np.testing.assert_allclose(tree["posterior_predictive"]["sum"], tree["posterior"]["z"].sum("cells"), atol=1e-5)
     assert {"diverging", "acceptance_rate", "n_steps", "energy", "lp"} <= set(tree["sample_stats"].data_vars)
     assert "independent draws" not in tree["posterior"].attrs["draws"]
     assert "entropy" not in tree.attrs

@@ -15,6 +15,7 @@ from numpyro_epi._work import (
     LIGHT,
     MAX_EXPONENT_NOISE,
     MIRRORED,
+    NOISY,
     _noise_share,
     _variance_between,
     chain_settings,
@@ -100,15 +101,17 @@ SITUATIONS = {
     "expensive": (problem_of(EXPENSIVE), starts.Pilot, LIGHT),
     "small noise": (problem_of(identity, noise=0.01), starts.Chains, MIRRORED),
     "small noise that does not cancel": (problem_of(identity, noise=0.01, power=2), starts.Chains, LIGHT),
-    "large noise": (problem_of(identity, noise=1.0), starts.Prior, ChainSettings()),
+    "large noise": (problem_of(identity, noise=1.0), starts.Pilot, NOISY),
     "jumps": (problem_of(identity, differentiable=False), starts.Pilot, ChainSettings()),
-    "improper": (problem_of(identity, prior=dist.ImproperUniform(dist.constraints.real, (), ())), starts.Prior, None),
+    "improper": (problem_of(identity, prior=dist.ImproperUniform(dist.constraints.real, (), ())), starts.Chains, None),
 }
 
 
 @pytest.mark.parametrize(("problem", "start", "settings"), SITUATIONS.values(), ids=SITUATIONS.keys())
 def test_default_start_fits_the_problem(problem, start, settings):
-    assert type(starts.default(problem)) is start
+    found = starts.default(problem)
+    assert isinstance(found, starts.FirstOf)
+    assert type(found.options[0]) is start
     if settings is not None:
         assert chain_settings(problem) == settings
 
