@@ -70,7 +70,9 @@ def begin_flow(
     if components > 1 and isinstance(inner, Transformed):
         whitened = np.linalg.solve(cholesky, (draws - loc).T).T
         inner = flows.with_mixture_base(inner, *_clusters(whitened, components))
-    moved = share_programs(flows.with_affine(inner, jnp.asarray(loc, float), jnp.asarray(cholesky, float)))
+    moved: AbstractDistribution = share_programs(
+        flows.with_affine(inner, jnp.asarray(loc, float), jnp.asarray(cholesky, float))
+    )
     if static is not None:
         moved = combine(partition(moved)[0], static)
     if not begin.fit_draws or is_fitted:

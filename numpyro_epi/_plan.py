@@ -432,7 +432,7 @@ class _Settings(NamedTuple):
             first = measure(self.problem, flow, keys[2], START_BATCHES, self.num_draws)
             mean, covariance, finite_share = first.mean, first.covariance, first.finite_share
         if begin.covariance is not None:
-            covariance = begin.covariance
+            covariance = np.asarray(begin.covariance)
         rule = _begin_rule(self.rule, keys[3], jnp.asarray(covariance, float), begin.eta)
         origin = parameters, parameters, self.optimizer.init(parameters), rule
         state = LoopState(
@@ -464,7 +464,7 @@ class _Settings(NamedTuple):
 def _rule_for(rule: AbstractMultiplierRule, begin: starts.Start) -> AbstractMultiplierRule:
     """The rule of a run: multipliers that the start knows are not moved by `Natural`."""
     if begin.eta is not None and isinstance(rule, Natural):
-        return Fixed(rule.penalty, rule.steps_per_epoch, rule.shrinkage)
+        return Fixed(penalty=rule.penalty, steps_per_epoch=rule.steps_per_epoch, shrinkage=rule.shrinkage)
     return rule
 
 
