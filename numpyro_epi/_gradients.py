@@ -11,11 +11,14 @@ from ._path import draw_reference
 from ._problem import Problem
 from ._products import compiled
 from ._types import Key, MomentDraws, Unconstrained
-from ._work import expensive
+from ._work import EXPENSIVE, work
 
 NUM_LINES, NUM_PIECES, FEW_LINES, FEW_PIECES = 2048, 4, 64, 4
 """Lines along which statistics are compared with the integrals of their gradients, and pieces of each; fewer where simulations
 are expensive."""
+
+VAST, TOGETHER = 20_000_000, 10_000_000
+"""Work of one simulation beyond which nothing is compared, and of all lines whose simulations are in memory at once."""
 
 REACH = 1.0
 """Largest length of a line, as a fraction of the way from one draw of the reference to another."""
@@ -29,15 +32,18 @@ def misleading(problem: Problem) -> tuple[str, ...]:
 
     Along a line, the change of a statistic is the integral of its derivative, which a random point in each piece of the line
     estimates without bias. The product of what is missed with the change under other noise of the simulator has mean zero
-    if gradients are right on average over the noise, however narrow the statistic's features are.
+    if gradients are right on average over the noise, however narrow the statistic's features are. Simulations beyond `VAST`
+    are not compared.
     """
     declared = [t.statistic.name for t in problem.property.targets if t.statistic.differentiable]
     if not declared or not problem.differentiable:
         return ()
-    lines, pieces = (FEW_LINES, FEW_PIECES) if expensive(problem) else (NUM_LINES, NUM_PIECES)
-    changes, again, integrals = (
-        np.asarray(part, float) for part in _changes(problem, jax.random.key(0), lines, pieces)
-    )
+    if (cost := work(problem)) > VAST:
+        return ()
+    lines, pieces = (FEW_LINES, FEW_PIECES) if cost > EXPENSIVE else (NUM_LINES, NUM_PIECES)
+    together = min(64, max(1, TOGETHER // max(1, cost)))
+    found_lines = _changes(problem, jax.random.key(0), lines, pieces, together)
+    changes, again, integrals = (np.asarray(part, float) for part in found_lines)
     found = []
     for i, constraint in enumerate(problem.constraints):
         usable = np.isfinite(changes[:, i]) & np.isfinite(again[:, i]) & np.isfinite(integrals[:, i])
@@ -63,7 +69,9 @@ def without_misleading_gradients(problem: Problem) -> Problem:
 
 
 @compiled
-def _changes(problem: Problem, key: Key, lines: int, pieces: int) -> tuple[MomentDraws, MomentDraws, MomentDraws]:
+def _changes(
+    problem: Problem, key: Key, lines: int, pieces: int, together: int
+) -> tuple[MomentDraws, MomentDraws, MomentDraws]:
     """Changes of the moments along lines, the same under other noise, and integrals of the derivatives along them."""
 
     def one(key: Key) -> tuple[Array, Array, Array]:
@@ -86,4 +94,4 @@ def _changes(problem: Problem, key: Key, lines: int, pieces: int) -> tuple[Momen
         parts = (jnp.arange(pieces) + jax.random.uniform(where_key, (pieces,))) / pieces
         return change(first_key), change(second_key), jnp.mean(jax.lax.map(derivative, parts), axis=0)
 
-    return jax.lax.map(one, jax.random.split(key, lines), batch_size=min(lines, 64))
+    return jax.lax.map(one, jax.random.split(key, lines), batch_size=together)
