@@ -25,9 +25,9 @@ class TypicalNormState(NamedTuple):
 
 
 @functools.cache
-def default(max_steps: int, final_rate: float = FINAL_RATE) -> optax.GradientTransformation:
+def default(max_steps: int, learning_rate: float = LEARNING_RATE) -> optax.GradientTransformation:
     """The optimiser that `fit` uses: one object for equal settings, so that compiled programs are used again."""
-    schedule = optax.cosine_decay_schedule(LEARNING_RATE, max_steps, final_rate)
+    schedule = optax.cosine_decay_schedule(learning_rate, max_steps, FINAL_RATE)
     return optax.chain(clip_by_typical_norm(CLIP_FACTOR, CLIP_MEMORY), optax.adam(schedule))
 
 
