@@ -1,0 +1,80 @@
+"""What a fit makes of a start's draws before its first step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import numpyro_epi as epi
+from numpyro_epi import _begin, _plan
+from numpyro_epi.starts import Start
+
+
+def _start(draws: np.ndarray, fit_draws: bool = True) -> Start:
+    return Start(jnp.asarray(draws, float), fit_draws, None, "")
+
+
+def _blobs(count: int, dim: int) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    return rng.normal(size=(4000, dim)) + 30.0 * rng.integers(0, count, size=4000)[:, None]
+
+
+@pytest.mark.parametrize("dim", [1, 3, 14])
+def test_one_blob_gets_one_normal(dim: int):
+    assert _begin.num_components(_start(_blobs(1, dim))) == 1
+
+
+def test_separate_blobs_get_normals_each():
+    assert _begin.num_components(_start(_blobs(4, 2))) >= 4
+
+
+def test_draws_that_are_not_fitted_and_few_ones_get_one_normal():
+    assert _begin.num_components(_start(_blobs(4, 2), fit_draws=False)) == 1
+    assert _begin.num_components(_start(_blobs(4, 2)[:90])) == 1
+
+
+@pytest.mark.parametrize("count", [20, 400, 20_480])
+def test_a_tenth_of_the_draws_is_held_out_in_rows(count: int):
+    held = _begin._held_out(count)
+    assert abs(held.mean() - 0.1) < 0.06
+    if count == 20_480:
+        runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[0], held.astype(int), [0]]))))[::2]
+        assert np.max(runs) == _begin.MOST_ADJACENT
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_new_flow_takes_the_scale_of_its_draws(scale: float):
+    draws = scale * (_blobs(1, 2) @ np.array([[1.0, 0.9], [0.0, 0.1]]))
+    light = epi.flows.Coupling(num_stages=1, width=4, depth=1, initial_scale=0.0)
+    flow = _begin.begin_flow(jax.random.key(0), light, _start(draws, fit_draws=False), 2)
+    drawn = np.asarray(flow.sample(jax.random.key(1), (20_000,)), float)
+    np.testing.assert_allclose(np.cov(drawn.T), np.cov(draws.T), rtol=0.1, atol=0.0)
+
+
+def test_likelihood_fit_does_not_learn_few_draws_by_heart():
+    """Of 200 draws of a normal, the fit may not be less likely on others than the normal of the draws' own moments."""
+    rng = np.random.default_rng(2)
+    draws, others = rng.normal(size=(200, 2)), rng.normal(size=(20_000, 2))
+    start = _start(draws)
+    plain = _begin.begin_flow(jax.random.key(0), epi.flows.default, start._replace(fit_draws=False), 2)
+    fitted = _begin.begin_flow(jax.random.key(0), epi.flows.default, start, 2)
+    gained = np.mean(
+        np.asarray(fitted.log_prob(jnp.asarray(others, float)) - plain.log_prob(jnp.asarray(others, float)))
+    )
+    assert gained > -0.1
+
+
+def test_violations_that_fall_to_zero_are_told_from_those_that_stay():
+    falls = _plan._still_falls
+    assert falls(1.0, 0.1, 0.01)
+    assert falls(1 / 2, 1 / 3, 1 / 4)
+    assert falls(1.0, 1.1, 0.9)
+    assert not falls(1.0, 1.0, 0.95)
+    assert not falls(7.7, 1.2, 0.75)
+
+
+def test_draws_weigh_less_where_a_flow_learns_them():
+    many, few = _start(np.zeros((20_480, 4))), _start(np.zeros((2000, 4)))
+    assert _plan.anchor_weight(many, 4) == 1.0
+    assert _plan.anchor_weight(few, 4) == pytest.approx(0.1)
+    assert _plan.anchor_weight(many, 12) == pytest.approx(0.25)
