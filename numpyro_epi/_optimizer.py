@@ -25,9 +25,15 @@ class TypicalNormState(NamedTuple):
 
 
 @functools.cache
-def default(max_steps: int, learning_rate: float = LEARNING_RATE) -> optax.GradientTransformation:
-    """The optimiser that `fit` uses: one object for equal settings, so that compiled programs are used again."""
-    schedule = optax.cosine_decay_schedule(learning_rate, max_steps, FINAL_RATE)
+def default(max_steps: int, learning_rate: float = LEARNING_RATE, warm_up: int = 0) -> optax.GradientTransformation:
+    """The optimiser that `fit` uses: one object for equal settings, so that compiled programs are used again.
+
+    The rate rises from a twentieth in the first ``warm_up`` steps.
+    """
+    schedule = optax.cosine_decay_schedule(learning_rate, max_steps - warm_up, FINAL_RATE)
+    if warm_up:
+        rising = optax.linear_schedule(learning_rate / 20, learning_rate, warm_up)
+        schedule = optax.join_schedules([rising, schedule], [warm_up])
     return optax.chain(clip_by_typical_norm(CLIP_FACTOR, CLIP_MEMORY), optax.adam(schedule))
 
 
