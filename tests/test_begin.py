@@ -33,10 +33,10 @@ def test_draws_that_are_not_fitted_and_few_ones_get_one_normal():
     assert _begin.num_components(_start(_blobs(4, 2)[:90])) == 1
 
 
-@pytest.mark.parametrize("count", [20, 400, 20_480])
-def test_a_tenth_of_the_draws_is_held_out_in_rows(count: int):
+@pytest.mark.parametrize(("count", "share"), [(20, 1 / 3), (400, 1 / 4), (8000, 1 / 10), (20_480, 1 / 10)])
+def test_a_share_of_the_draws_is_held_out_in_rows(count: int, share: float):
     held = _begin._held_out(count)
-    assert abs(held.mean() - 0.1) < 0.06
+    assert abs(held.mean() - share) < 0.06
     if count == 20_480:
         runs = np.diff(np.flatnonzero(np.diff(np.concatenate([[0], held.astype(int), [0]]))))[::2]
         assert np.max(runs) == _begin.MOST_ADJACENT
@@ -51,18 +51,28 @@ def test_a_new_flow_takes_the_scale_of_its_draws(scale: float):
     np.testing.assert_allclose(np.cov(drawn.T), np.cov(draws.T), rtol=0.1, atol=0.0)
 
 
-@pytest.mark.xfail(reason="since the rate rises to 1e-2, the twenty held-out draws are too few: .63 nats are lost")
-def test_likelihood_fit_does_not_learn_few_draws_by_heart():
-    """Of 200 draws of a normal, the fit may not be less likely on others than the normal of the draws' own moments."""
-    rng = np.random.default_rng(2)
-    draws, others = rng.normal(size=(200, 2)), rng.normal(size=(20_000, 2))
+@pytest.mark.parametrize("dim", [2, 5])
+@pytest.mark.parametrize("seed", [2, 3])
+def test_likelihood_fit_does_not_learn_few_draws_by_heart(dim: int, seed: int):
+    """Of 200 draws of a normal; 0.1 nats are what its own moments' errors cost in five dimensions, 20 / 2N, twice."""
+    rng = np.random.default_rng(seed)
+    draws, others = rng.normal(size=(200, dim)), jnp.asarray(rng.normal(size=(20_000, dim)), float)
     start = _start(draws)
-    plain = _begin.begin_flow(jax.random.key(0), epi.flows.default, start._replace(fit_draws=False), 2)
-    fitted = _begin.begin_flow(jax.random.key(0), epi.flows.default, start, 2)
-    gained = np.mean(
-        np.asarray(fitted.log_prob(jnp.asarray(others, float)) - plain.log_prob(jnp.asarray(others, float)))
-    )
-    assert gained > -0.1
+    plain = _begin.begin_flow(jax.random.key(seed), epi.flows.default, start._replace(fit_draws=False), dim)
+    fitted = _begin.begin_flow(jax.random.key(seed), epi.flows.default, start, dim)
+    assert jnp.mean(fitted.log_prob(others) - plain.log_prob(others)) > -0.1
+
+
+def test_likelihood_fit_bends_a_flow_to_many_draws():
+    """A banana's entropy is that of the normal it was bent from."""
+    rng = np.random.default_rng(4)
+    draws, others = (rng.normal(size=(count, 2)) for count in (8000, 20_000))
+    for z in (draws, others):
+        z[:, 1] += np.square(z[:, 0]) - 1.0
+    fitted = _begin.begin_flow(jax.random.key(4), epi.flows.default, _start(draws), 2)
+    forward = -np.log(2 * np.pi) - 1.0 - np.mean(np.asarray(fitted.log_prob(jnp.asarray(others, float)), float))
+    # The mean over 20,000 draws has a standard error of 0.007 nats.
+    assert -0.03 < forward < 0.05
 
 
 def test_violations_that_fall_to_zero_are_told_from_those_that_stay():
