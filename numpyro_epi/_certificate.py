@@ -106,6 +106,7 @@ def tilt(
     *,
     noise: Float[np.ndarray, "N M M"] | None = None,
     eta: Float[np.ndarray, " M"] | None = None,
+    least: float = 0.0,
 ) -> Tilt:
     """Minimise the weighted dual: the one exponential tilt of the draws whose weighted means are the targets.
 
@@ -119,6 +120,8 @@ def tilt(
         target: Wanted means.
         noise: ``S`` of every draw; none where the moments' noise is not in the weights.
         eta: Multipliers that are in the weights already, with ``noise`` only.
+        least: Effective draws below which it ends, with the targets not reached: near the edge of what the draws span, steps
+            are many.
 
     Returns:
         The tilt; ``reached`` is false where the targets lie outside what the draws span.
@@ -152,12 +155,18 @@ def tilt(
             curvature = curvature - np.einsum("n,nij->ij", tilted, spread)
         return value, -mean, curvature, exponent - value
 
+    def stop(intermediate_result: scipy.optimize.OptimizeResult) -> None:
+        left = dual(intermediate_result.x)[3]
+        if np.exp(-scipy.special.logsumexp(2 * left)) < least:
+            raise StopIteration
+
     found = scipy.optimize.minimize(
         lambda step: dual(step)[:2],
         np.zeros(len(target)),
         jac=True,
         hess=lambda step: dual(step)[2],
         method="trust-exact",
+        callback=stop if least else None,
         options={"gtol": 1e-6, "maxiter": 200},
     )
     value, gradient, _, log_weight = dual(found.x)

@@ -114,8 +114,16 @@ def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
         is_finite = np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer)
         if is_finite and (not is_lost or settings.within is not None or not any(wanted_spreads(problem))):
             break
-        settings = replace(settings, within=WITHIN) if is_finite else replace(settings, rate=settings.rate / 2)
+        settings = replace(settings, within=WITHIN) if is_finite else _slower(settings)
     return found._replace(num_simulations=spent)
+
+
+def _slower(settings: ChainSettings) -> ChainSettings:
+    """With shorter steps of multipliers that the rule finds by itself."""
+    reference = settings.reference
+    if reference is not None:
+        reference = reference._replace(eta=())
+    return replace(settings, rate=settings.rate / 2, reference=reference)
 
 
 def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved, bool]:
@@ -200,30 +208,24 @@ def _log_normalizer(problem: Problem, chains: Chains, record: Record, eta: Float
 def _walk(problem: Problem, settings: ChainSettings, key: Key) -> list[Chains]:
     """Populations at the end of the path: the first one finds it, the others walk it again with chains of their own."""
     keys = jax.random.split(key, NUM_POPULATIONS)
-    etas, first = remembered(
-        _population,
-        problem,
-        settings,
-        keys[0],
-        jnp.zeros((), bool),
-        jnp.zeros((settings.num_updates, len(problem.constraints))),
-    )
-    again = [remembered(_population, problem, settings, k, jnp.ones((), bool), etas)[1] for k in keys[1:]]
+    plan = jnp.asarray(Path(problem, settings).plan(), float)
+    etas, first = remembered(_population, problem, settings, keys[0], plan)
+    again = [remembered(_population, problem, settings, k, etas)[1] for k in keys[1:]]
     return [first, *again]
 
 
 @compiled
 def _population(
-    problem: Problem, settings: ChainSettings, key: Key, planned: Array, plan: Float[Array, "updates M"]
+    problem: Problem, settings: ChainSettings, key: Key, plan: Float[Array, "updates M"]
 ) -> tuple[Float[Array, "updates M"], Chains]:
-    """One population from the reference to the solution, along a plan of multipliers or one that it finds itself."""
+    """One population from the reference to the solution, along planned multipliers or, where these are not numbers, its own."""
     path = Path(problem, settings)
     start_key, path_key, late_key = jax.random.split(key, 3)
     chains, first = path.start(start_key)
 
     def update(chains: Chains, step: tuple[Array, Moments, Key]) -> tuple[Chains, Moments]:
         number, eta, key = step
-        chains = path.update(chains, number, key, first, planned=planned, eta=eta)
+        chains = path.update(chains, number, key, first, eta)
         return chains, chains.eta
 
     keys = jax.random.split(path_key, settings.num_updates)

@@ -10,7 +10,7 @@ of that sum (`_mirror`).
 
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import equinox as eqx
 import jax
@@ -25,6 +25,8 @@ from ._noise import correction
 from ._problem import Evaluation, Problem
 from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar, Unconstrained
 from .multipliers import shrunk_inverse
+
+A = TypeVar("A", Array, np.ndarray)
 
 REFERENCE_SCALE = 3.0
 """Standard deviation of the reference where there is no proper prior: wide, so that the property narrows it."""
@@ -41,6 +43,20 @@ MOST_GROUPS, GROUP_SIZE = 32, 16
 LONGEST_STEP = 1.0
 """Of an update, in standard deviations of the log weights: beyond it few chains would keep a weight, and targets that are many
 standard deviations away, as under a prior of many parameters, would send the multipliers off for good."""
+
+
+class Reference(NamedTuple):
+    """A normal of the unconstrained parameters near the solution, in whose coordinates chains move.
+
+    Attributes:
+        loc: Its mean, a number a coordinate.
+        cholesky: Rows of the Cholesky factor of its covariance.
+        eta: The solution's multipliers as far as draws of the normal tell; empty where these are too far from it.
+    """
+
+    loc: tuple[float, ...]
+    cholesky: tuple[tuple[float, ...], ...]
+    eta: tuple[float, ...] = ()
 
 
 class ChainSettings(eqx.Module):
@@ -63,8 +79,7 @@ class ChainSettings(eqx.Module):
         within: Standard deviations of a target's that its statistic's mean may be away from it, once the targets have arrived;
             no limit by default, but for chains that left for far away in a first attempt. Several: the normaliser takes it that
             nothing reaches so far but what negative multipliers of a squared deviation draw there.
-        reference: Location and scale of the normal of the unconstrained parameters that chains begin at where the prior is
-            improper, each a number a coordinate; by default found near the property.
+        reference: The normal that chains begin at where the base is not a proper prior; by default found near the property.
     """
 
     num_chains: int = 512
@@ -79,7 +94,7 @@ class ChainSettings(eqx.Module):
     num_simulations: int = 16
     mirrored: bool = False
     within: float | None = None
-    reference: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    reference: Reference | None = None
 
     @property
     def num_collective(self) -> int:
@@ -200,10 +215,16 @@ class Path(eqx.Module):
         )
         return resample(chains, resample_key), first
 
-    def update(
-        self, chains: Chains, number: Array, key: Key, first: Moments, *, planned: Array, eta: Moments
-    ) -> Chains:
-        """Move the chains, then the multipliers, planned or by the natural rule, then the weights."""
+    def plan(self) -> Float[np.ndarray, "updates M"]:
+        """Multipliers of the updates, where they are known before the first: on the way from the reference's own."""
+        plan = np.full((self.settings.num_updates, len(self.problem.constraints)), np.nan)
+        if self.settings.reference is not None and self.settings.reference.eta:
+            half = self.settings.num_updates // 2
+            plan[:half] = np.multiply.outer(np.arange(1, half + 1) / half, self.settings.reference.eta)
+        return plan
+
+    def update(self, chains: Chains, number: Array, key: Key, first: Moments, eta: Moments) -> Chains:
+        """Move the chains, then the multipliers, by the natural rule where planned ones are no numbers, then the weights."""
         move_key, resample_key = jax.random.split(key)
         half = self.settings.num_updates / 2
         # Until the targets have arrived, noise may make p_eta one without a normaliser, and a jump would find that out.
@@ -215,32 +236,17 @@ class Path(eqx.Module):
         to_go = jnp.maximum(1.0 - (number + 1) / half, 0.0).astype(mean.dtype)
         rate = jnp.where(number < half, self.settings.rate, self.settings.rate / 3).astype(mean.dtype)
         # Second moments fall by decades on the way: squared, so that the last decades are not crossed in one step.
-        step = rate * shrunk_inverse(covariance, 0.01) @ (mean - self._on_the_way(first, to_go**2))
+        step = rate * shrunk_inverse(covariance, 0.01) @ (mean - on_the_way(self.problem, first, to_go**2))
         length = jnp.sqrt(jnp.maximum(step @ covariance @ step, jnp.finfo(step.dtype).tiny))
         moved = chains.eta + step * jnp.minimum(1.0, LONGEST_STEP / length)
         # Many parameters hold a statistic closely while it is on its way. What widens it there draws chains to its far ends.
         moved = jnp.where(self._squares & (number < half), jnp.maximum(moved, 0.0), moved)
         chains = chains._replace(covariance=covariance)
-        chains = self.reweigh(chains, self.measure(chains), jnp.where(planned, eta, moved), to_go)
+        chains = self.reweigh(chains, self.measure(chains), jnp.where(jnp.all(jnp.isfinite(eta)), eta, moved), to_go)
         weight = jax.nn.softmax(chains.log_weight)
         share = 1.0 / (jnp.sum(weight**2) * weight.size)
         resampled = resample(chains, resample_key)
         return jax.tree.map(lambda a, b: jnp.where(share < 0.5, a, b), resampled, chains)
-
-    def _on_the_way(self, first: Moments, share: Scalar) -> Moments:
-        """Targets that still hold this share of the first moments, on a path along which *variances* are interpolated.
-
-        Interpolated second moments would ask for a mixture of the first distribution and the last one, with a gap where the
-        mean has far to go.
-        """
-        constraints = self.problem.constraints
-        mean_of = {c.statistic: i for i, c in enumerate(constraints) if c.order == 1}
-        away = first - self._target(first.dtype)
-        squares = [(i, mean_of[c.statistic]) for i, c in enumerate(constraints) if c.order == 2]
-        moments = self._target(first.dtype) + share * away
-        for square, mean in squares:
-            moments = moments.at[square].add(-share * (1 - share) * jnp.square(away[mean]))
-        return moments
 
     def reweigh(self, chains: Chains, found: Measured, eta: Moments, reference: Scalar) -> Chains:
         """Change the density under the chains' feet, and their weights with it."""
@@ -262,7 +268,7 @@ class Path(eqx.Module):
 
         Adaptation during the run would make the transitions depend on the draws, which then need not have the density.
         """
-        scale = _scale(chains)
+        scale = self._scale(chains)
 
         def piece(moving: Chains, key: Key) -> tuple[Chains, Record]:
             moving, moments, acceptance = self.move(moving, key, scale=scale)
@@ -312,7 +318,7 @@ class Path(eqx.Module):
             chains = self._refresh(refresh_key, chains)
         weight = jax.nn.softmax(chains.log_weight)
         is_adapted = scale is None
-        scale = _scale(chains) if scale is None else scale
+        scale = self._scale(chains) if scale is None else scale
 
         collective_key, key = jax.random.split(key) if members(self.problem.simulator) else (key, key)
         position, collective_steps = self._move_plates(collective_key, chains, weight)
@@ -414,16 +420,35 @@ class Path(eqx.Module):
         def leapfrog(_, carry):
             q, p, slope, *_ = carry
             p = p + 0.5 * length * scale * slope
-            q = q + length * scale * p
+            q = q + length * self._from_white(scale * p)
             log_density, moments, slope = self._slopes(q, chains)
+            slope = self._to_white(slope)
             return q, p + 0.5 * length * scale * slope, slope, log_density, moments
 
-        start = (position, momentum, slope, before, moments)
+        start = (position, momentum, self._to_white(slope), before, moments)
         q, p, _, after, proposed = jax.lax.fori_loop(0, stride * self.settings.num_leapfrog, leapfrog, start)
         log_ratio = after - before - 0.5 * jnp.sum(p**2, axis=1) + 0.5 * jnp.sum(momentum**2, axis=1)
         probability = jnp.where(jnp.isfinite(log_ratio), jnp.exp(jnp.minimum(log_ratio, 0.0)), 0.0)
         accepted = (jax.random.uniform(accept_key, probability.shape) < probability)[:, None]
         return jnp.where(accepted, q, position), jnp.where(accepted, proposed, moments), probability
+
+    def _scale(self, chains: Chains) -> Float[Array, " D"]:
+        """Weighted standard deviations of the chains' positions, in the reference's coordinates where it was found."""
+        weight, position = jax.nn.softmax(chains.log_weight), chains.position
+        if self.settings.reference is not None:
+            found = _normal(self.problem, self.settings.reference)
+            position = (position - found.loc) @ found.whiten.T
+        return jnp.sqrt(weight @ jnp.square(position - weight @ position)) + 1e-6
+
+    def _from_white(self, steps: Draws) -> Draws:
+        if self.settings.reference is None:
+            return steps
+        return steps @ _normal(self.problem, self.settings.reference).cholesky.T
+
+    def _to_white(self, slopes: Draws) -> Draws:
+        if self.settings.reference is None:
+            return slopes
+        return slopes @ _normal(self.problem, self.settings.reference).cholesky
 
     def _jump(
         self, key: Key, chains: Chains, position: Draws, moments: MomentDraws, allowed: bool | Array
@@ -514,12 +539,6 @@ def group_means(by_chain: Any) -> Any:
     return by_chain[_group_index(by_chain.shape[0])].mean(axis=1)
 
 
-def _scale(chains: Chains) -> Float[Array, " D"]:
-    """Weighted standard deviations of the chains' positions."""
-    weight = jax.nn.softmax(chains.log_weight)
-    return jnp.sqrt(weight @ jnp.square(chains.position - weight @ chains.position)) + 1e-6
-
-
 def wanted_spreads(problem: Problem) -> list[float]:
     """Of each constraint's statistic where it is one of a mean with a spread, zero elsewhere."""
     spread_of = {c.statistic: math.sqrt(c.target) for c in problem.constraints if c.order == 2}
@@ -532,28 +551,55 @@ def mirrored_pairs(problem: Problem, keys: Array, u: Unconstrained) -> Evaluatio
     return jax.vmap(both, (0, None, None))(keys, u, jnp.array([False, True]))
 
 
-Reference = tuple[tuple[float, ...], tuple[float, ...]]
-"""Location and scale of a normal of the unconstrained parameters."""
-
-
 def draw_reference(problem: Problem, key: Key, reference: Reference | None = None) -> Unconstrained:
     """One draw of what chains begin with."""
-    if problem.simulator.has_proper_prior:
+    if reference is None and problem.simulator.has_proper_prior:
         return problem.simulator.sample_prior(key)
-    loc, scale = _normal(reference)
-    return loc + scale * jax.random.normal(key, (problem.dim,))
+    found = _normal(problem, reference)
+    return found.loc + found.cholesky @ jax.random.normal(key, (problem.dim,))
 
 
 def log_reference(problem: Problem, u: Unconstrained, found: Evaluation, reference: Reference | None = None) -> Scalar:
-    """Log density of what chains begin with at one position, nats: the prior where it is proper, else a wide normal."""
-    if problem.simulator.has_proper_prior:
+    """Log density of what chains begin with at one position, nats: a normal that was found, else the prior or a wide one."""
+    if reference is None and problem.simulator.has_proper_prior:
         return found.log_base if found.log_prior is None else found.log_prior
-    return jax.scipy.stats.norm.logpdf(u, *_normal(reference)).sum()
+    normal = _normal(problem, reference)
+    white = normal.whiten @ (u - normal.loc)
+    return jax.scipy.stats.norm.logpdf(white).sum() + jnp.sum(jnp.log(jnp.diagonal(normal.whiten)))
 
 
-def _normal(reference: Reference | None) -> tuple[Array, Array]:
-    loc, scale = ((0.0,), (REFERENCE_SCALE,)) if reference is None else reference
-    return jnp.asarray(loc, float), jnp.asarray(scale, float)
+class _Normal(NamedTuple):
+    """Location, Cholesky factor of the covariance and its inverse."""
+
+    loc: Float[Array, " D"]
+    cholesky: Float[Array, "D D"]
+    whiten: Float[Array, "D D"]
+
+
+def _normal(problem: Problem, reference: Reference | None) -> _Normal:
+    if reference is None:
+        reference = Reference((0.0,) * problem.dim, tuple(map(tuple, REFERENCE_SCALE * np.eye(problem.dim))))
+    # A solve for every chain and step would take ten times as long as the products.
+    cholesky = np.asarray(reference.cholesky)
+    return _Normal(*(jnp.asarray(part, float) for part in (reference.loc, cholesky, np.linalg.inv(cholesky))))
+
+
+def on_the_way(problem: Problem, first: A, share: float | Scalar) -> A:
+    """Targets that still hold this share of the first moments, on a path along which *variances* are interpolated.
+
+    Interpolated second moments would ask for a mixture of the first distribution and the last one, with a gap where the
+    mean has far to go.
+    """
+    constraints = problem.constraints
+    mean_of = {c.statistic: i for i, c in enumerate(constraints) if c.order == 1}
+    squares = np.zeros((len(constraints), len(constraints)), first.dtype)
+    for i, constraint in enumerate(constraints):
+        if constraint.order == 2:
+            squares[i, mean_of[constraint.statistic]] = 1.0
+    target = problem.target.astype(first.dtype)
+    away = first - target
+    # NumPy's declarations take a sum with an array of JAX for one of NumPy.
+    return target + share * away - share * (1 - share) * (squares @ (away * away))  # type: ignore[return-value]
 
 
 def first_collective_steps(problem: Problem) -> Float[Array, " plates"]:

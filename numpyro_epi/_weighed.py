@@ -129,7 +129,7 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         usable = np.isfinite(before) & np.isfinite(found.log_weight)
         if np.sum(usable) <= problem.dim + 1:
             break
-        flat = _flattened(before[usable], found.log_weight[usable], enough)
+        flat = flattened(before[usable], found.log_weight[usable], enough)
         proposals.append(around(pooled.draws[usable], flat))
         rounds = [r._replace(log_proposals=_extended(r, proposals[-1:])) for r in rounds]
         draws = propose(problem, next(keys), proposals[-1], batch)
@@ -197,7 +197,7 @@ def tilt_prior(problem: Problem, key: Key, num_draws: int, *, batch: int, max_si
     return Near(columns[:, :-1], log_weight, np.inf, len(keys) * batch)
 
 
-def _flattened(
+def flattened(
     before: Float[np.ndarray, " N"], after: Float[np.ndarray, " N"], enough: float
 ) -> Float[np.ndarray, " N"]:
     """As much of the way from weights before the tilt to those after it as leaves ``enough`` effective draws."""

@@ -16,9 +16,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Float
 
 from ._chains import Solved, solve
-from ._path import REFERENCE_SCALE, ChainSettings, Reference, draw_reference, mirrored_pairs
+from ._path import ChainSettings, begins_at_base, draw_reference, mirrored_pairs
 from ._problem import Problem
 from ._products import compiled
+from ._reference import find_reference, reference_draws
 from ._types import Draws, Key, MomentDraws, Moments, Scalar
 
 LOOP_STEPS = 100
@@ -27,10 +28,6 @@ LOOP_STEPS = 100
 RANDOM_WORK = 20
 """Elementary operations behind one random number."""
 
-
-REFERENCE_DRAWS, REFERENCE_ROUNDS, ELITE, NEAR, WIDENING, WIDE = 4000, 30, 20, 1.0, 3.0, 10.0
-"""Draws of a round that looks for where chains may begin, most rounds, the nearest fraction (one in so many) to which a normal is
-fitted, how near it must be, in scales, and how much wider the normal is, of a round and at the end."""
 
 TRIVIAL, EXPENSIVE = 1000, 200_000
 """Work of one simulation: up to the first, chains of full size take about as long as the loop's own flow; beyond the second
@@ -79,12 +76,7 @@ def is_trivial(problem: Problem) -> bool:
 def reference_moments(problem: Problem, key: Key, count: int) -> MomentDraws:
     """Moments of draws of what chains begin with."""
     draws_key, noise_key = jax.random.split(key)
-    return moments_at(problem, noise_key, _references(problem, draws_key, count))
-
-
-@compiled
-def _references(problem: Problem, key: Key, count: int) -> Draws:
-    return jax.vmap(partial(draw_reference, problem))(jax.random.split(key, count))
+    return moments_at(problem, noise_key, reference_draws(problem, draws_key, count))
 
 
 @compiled
@@ -119,9 +111,12 @@ def solve_by_chains(problem: Problem, key: Key, settings: ChainSettings | None) 
     These are run again with more simulations where the solution's own multipliers make the noise too large for so few.
     """
     chosen = settings or chain_settings(problem)
-    if not problem.simulator.has_proper_prior and chosen.reference is None:
-        chosen = replace(chosen, reference=find_reference(problem, jax.random.fold_in(key, 1)))
+    spent = 0
+    if not begins_at_base(problem) and chosen.reference is None:
+        reference, spent = find_reference(problem, jax.random.fold_in(key, 1))
+        chosen = replace(chosen, reference=reference)
     solved = solve(problem, key, chosen)
+    solved = solved._replace(num_simulations=solved.num_simulations + spent)
     if settings is not None or not problem.simulator.noise:
         return solved, chosen
     for _ in range(MOST_RUNS - 1):
@@ -134,60 +129,6 @@ def solve_by_chains(problem: Problem, key: Key, settings: ChainSettings | None) 
         solved = solve(problem, key, chosen)
         solved = solved._replace(num_simulations=solved.num_simulations + spent)
     return solved, chosen
-
-
-def find_reference(problem: Problem, key: Key) -> Reference | None:
-    """A normal near the property, for chains to begin at where the prior is improper, by the cross-entropy method.
-
-    Draws of usual size come first, then of all sizes, then of normals of the nearest ones, widened, until the nearest are near:
-    every mean within a scale of its target, which is the requested standard deviation or else the target's own size.
-
-    Returns:
-        Its location and scale; ``None`` where nothing near was found.
-    """
-    usual_key, sizes_key, key = jax.random.split(key, 3)
-    beginnings = [
-        np.asarray(_references(problem, usual_key, REFERENCE_DRAWS), float),
-        np.asarray(_of_all_sizes(problem, sizes_key, REFERENCE_DRAWS), float),
-    ]
-    scale, found = None, None
-    for number in range(REFERENCE_ROUNDS):
-        round_key = jax.random.fold_in(key, number)
-        if number < len(beginnings):
-            draws = beginnings[number]
-        elif found is not None:
-            noise = np.asarray(jax.random.normal(round_key, draws.shape), float)
-            draws = np.asarray(found[0]) + np.asarray(found[1]) * noise
-        moments = np.asarray(moments_at(problem, round_key, jnp.asarray(draws, float)), float)
-        scale = _sizes(problem, moments) if scale is None else scale
-        off = np.max(np.abs(moments - problem.target) / scale, axis=1)
-        nearest = np.argsort(np.where(np.isfinite(off), off, np.inf))[: REFERENCE_DRAWS // ELITE]
-        if not np.all(np.isfinite(off[nearest])):
-            continue
-        loc, spread = draws[nearest].mean(axis=0), draws[nearest].std(axis=0) + 1e-30
-        if off[nearest].max() <= NEAR:
-            # A reference narrower than the solution would need negative multipliers, under which chains run off.
-            wide = np.minimum(WIDE * spread, REFERENCE_SCALE) if number == 0 else WIDE * spread
-            return tuple(loc.tolist()), tuple(wide.tolist())
-        found = tuple(loc.tolist()), tuple((WIDENING * spread).tolist())
-    return found
-
-
-def _sizes(problem: Problem, moments: Float[np.ndarray, "N M"]) -> Float[np.ndarray, " M"]:
-    """Scales of the moments before anything is known: the requested standard deviation, or the target's own size."""
-    typical = np.nanmedian(np.abs(np.where(np.isfinite(moments), moments, np.nan)), axis=0)
-    size = np.where(problem.target != 0, np.abs(problem.target), np.nan_to_num(typical))
-    return problem.scale(np.maximum(size, np.finfo(np.float32).tiny))
-
-
-@compiled
-def _of_all_sizes(problem: Problem, key: Key, count: int) -> Draws:
-    """Half of the coordinates of usual size, half of sizes between a millionth and a million."""
-    normal_key, size_key, which_key = jax.random.split(key, 3)
-    shape = (count, problem.dim)
-    decades = jax.random.uniform(size_key, shape, minval=-6.0, maxval=6.0)
-    factor = jnp.where(jax.random.bernoulli(which_key, 0.5, shape), 10.0**decades, 1.0)
-    return REFERENCE_SCALE * factor * jax.random.normal(normal_key, shape)
 
 
 def _enough(problem: Problem, solved: Solved, settings: ChainSettings) -> ChainSettings:

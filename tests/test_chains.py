@@ -14,7 +14,7 @@ from chosen_problems import CHOSEN, grid, well
 from problems import EXACT, ExactProblem
 
 from numpyro_epi._chains import SCOUT_MOVES, Solved, covariance_of_mean, solve
-from numpyro_epi._path import Chains, ChainSettings, Path, resample
+from numpyro_epi._path import Chains, ChainSettings, Path, on_the_way, resample
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
 
@@ -484,7 +484,7 @@ def test_no_multiplier_widens_on_the_way():
     settings = ChainSettings(num_chains=64, num_transitions=4, num_updates=20)
     path = Path(cloud(5.0, 1.05), settings)
     chains, first = path.start(jax.random.key(0))
-    update = eqx.filter_jit(lambda *args: path.update(*args, planned=jnp.zeros((), bool), eta=jnp.zeros(2)))
+    update = eqx.filter_jit(lambda *args: path.update(*args, eta=jnp.full(2, jnp.nan)))
     for number in range(settings.num_updates):
         chains = update(chains, jnp.asarray(number), jax.random.key(number), first)
         if number < settings.num_updates / 2:
@@ -530,6 +530,6 @@ def test_targets_on_the_way_interpolate_mean_and_variance(share):
 
     problem = Problem(model, EmergentProperty(Target(lambda s: s["x"], mean=1.0, std=0.5, name="x")))
     first = jnp.array([5.0, 4.0 + 16.0])
-    mean, second = Path(problem, ChainSettings())._on_the_way(first, jnp.asarray(share))
+    mean, second = on_the_way(problem, first, jnp.asarray(share))
     assert mean == pytest.approx(1.0 + 4.0 * share)
     assert second - (mean - 1.0) ** 2 == pytest.approx(4.0 * share + 0.25 * (1 - share), rel=1e-5)

@@ -1,0 +1,122 @@
+"""The normal that chains begin at where the base is not a proper prior."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+import pytest
+from numpyro.distributions import constraints
+
+import numpyro_epi as epi
+from numpyro_epi import _reference
+from numpyro_epi._work import solve_by_chains
+
+LINE = dist.ImproperUniform(constraints.real, (), ())
+HALF_LINE = dist.ImproperUniform(constraints.positive, (), ())
+
+
+def one(prior: dist.Distribution, *targets: epi.Target, base: str = "prior") -> epi.Problem:
+    return epi.Problem(lambda: numpyro.sample("z", prior), epi.EmergentProperty(*targets), base=base)
+
+
+def first_two(mean: float, std: float) -> epi.Target:
+    return epi.Target(lambda sites: sites["z"], mean=mean, std=std, name="z")
+
+
+def moments(reference) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of what the normal was widened from."""
+    cholesky = np.array(reference.cholesky) / _reference.WIDE
+    return np.array(reference.loc), cholesky @ cholesky.T
+
+
+def correlated(dim: int, condition: float, improper: bool) -> tuple[epi.Problem, np.ndarray, np.ndarray]:
+    """All first and second moments of a normal: the problem, its mean and its covariance."""
+    rng = np.random.default_rng([dim, int(improper)])
+    axes = np.linalg.qr(rng.normal(size=(dim, dim)))[0]
+    covariance = (axes * condition ** np.linspace(-0.5, 0.5, dim)) @ axes.T
+    mean, (rows, cols) = rng.normal(size=dim), np.triu_indices(dim)
+    prior = (
+        dist.ImproperUniform(constraints.real_vector, (), (dim,))
+        if improper
+        else dist.Normal(0.0, 2.0).expand([dim]).to_event(1)
+    )
+    second = covariance + np.outer(mean, mean)
+    prop = epi.EmergentProperty(
+        epi.Target(lambda sites: sites["z"], mean=mean, name="z"),
+        epi.Target(lambda sites: sites["z"][rows] * sites["z"][cols], mean=second[rows, cols], name="products"),
+    )
+    problem = epi.Problem(lambda: numpyro.sample("z", prior), prop, base="prior" if improper else "lebesgue")
+    return problem, mean, covariance
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("mean", [0.0, 1.0, 20.0])
+def test_a_normal_is_found_at_every_scale(scale: float, mean: float):
+    """Its multipliers are (0, 1 / 2 sd^2), with a relative error of sqrt(2 / 40,000) = .007 and what float32 adds."""
+    problem = one(LINE, first_two(mean * scale, scale))
+    reference, spent = _reference.find_reference(problem, jax.random.key(3))
+    loc, covariance = moments(reference)
+    np.testing.assert_allclose(loc, mean * scale, atol=0.1 * scale)
+    np.testing.assert_allclose(covariance, [[scale**2]], rtol=0.2)
+    np.testing.assert_allclose(np.array(reference.eta) * [scale, scale**2], [0.0, 0.5], atol=0.03)
+    assert spent % _reference.NUM_DRAWS == 0
+
+
+@pytest.mark.parametrize("improper", [True, False])
+def test_moments_that_no_draw_is_near_are_found(improper: bool):
+    problem, mean, covariance = correlated(6, 1e3, improper)
+    reference, _ = _reference.find_reference(problem, jax.random.key(4))
+    loc, found = moments(reference)
+    root = np.linalg.cholesky(covariance)
+    whitened = np.linalg.solve(root, np.linalg.solve(root, found).T)
+    np.testing.assert_allclose(np.linalg.solve(root, loc - mean), 0.0, atol=0.1)
+    np.testing.assert_allclose(whitened, np.eye(6), atol=0.1)
+    precision = np.linalg.inv(covariance)
+    eta = np.concatenate([-precision @ mean, (precision - np.diag(np.diag(precision)) / 2)[np.triu_indices(6)]])
+    np.testing.assert_allclose(reference.eta, eta, rtol=0.05, atol=0.05 * np.max(np.abs(eta)))
+
+
+def test_a_target_beyond_the_range_of_a_statistic_has_no_normal():
+    problem = one(LINE, epi.Target(lambda sites: jnp.tanh(sites["z"]), mean=1.5, name="tanh"))
+    assert _reference.find_reference(problem, jax.random.key(0))[0] is None
+
+
+def test_a_normal_that_the_weights_do_not_reach_stands_back_behind_a_proper_prior(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_reference, "_nearer", lambda *_: None)
+    problem = one(dist.Normal(0.0, 2.0), first_two(1.0, 0.5), base="lebesgue")
+    assert _reference.find_reference(problem, jax.random.key(0))[0] is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("improper", [True, False])
+def test_chains_solve_ten_correlated_parameters_under_lebesgue_measure(improper: bool):
+    """The covariance has the condition number 1e4; without a normal to begin at, chains ended 21 nats away."""
+    problem, mean, covariance = correlated(10, 1e4, improper)
+    solved, settings = solve_by_chains(problem, jax.random.key(5), None)
+    assert settings.reference is not None and solved.converged
+    draws = np.asarray(solved.draws, float).reshape(-1, 10)
+    root = np.linalg.cholesky(covariance)
+    np.testing.assert_allclose(np.cov(np.linalg.solve(root, (draws - mean).T)), np.eye(10), atol=0.1)
+    # D(eta) = log Z + eta . target is the entropy at the solution, which the weights give with an error of some hundredths.
+    entropy = 0.5 * np.linalg.slogdet(2 * math.pi * math.e * covariance)[1]
+    assert solved.log_normalizer == pytest.approx(entropy, abs=0.1)
+
+
+@pytest.mark.slow
+def test_one_positive_parameter_with_its_first_two_moments():
+    """E z = 1.009 came out as 2893: by quadrature, the multipliers of the density exp(-eta . (z, z^2)) on the half line."""
+    grid = np.linspace(0.0, 12.0, 200_001)
+    eta = np.array([-0.6, 0.5])
+    weight = np.exp(-eta[0] * grid - eta[1] * grid**2)
+    weight /= weight.sum()
+    targets = (weight @ grid, weight @ grid**2)
+    problem = one(
+        HALF_LINE,
+        epi.Target(lambda sites: sites["z"], mean=targets[0], name="z"),
+        epi.Target(lambda sites: sites["z"] ** 2, mean=targets[1], name="square"),
+    )
+    solved, _ = solve_by_chains(problem, jax.random.key(6), None)
+    np.testing.assert_allclose(solved.eta, eta, atol=4 * np.sqrt(np.diag(solved.error)).max())
