@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import flows, matrices, multipliers, objectives, signals, starts, statistics
 from ._certificate import certify
+from ._chain_settings import ChainSettings
 from ._density import Density, Mode
 from ._dual import DualSolution, solve_dual
 from ._fit import fit, resume
@@ -17,7 +18,6 @@ from ._fresh import bittner2021_test
 from ._guide import AutoFlow
 from ._nested import NestedEvidence, NestedSampling
 from ._outcome import STATUS, Certificate, Restarts, Snapshots, Verdict
-from ._path import ChainSettings
 from ._problem import Problem, get_problem, list_problems
 from ._property import Constraint, EmergentProperty, Target
 from ._registry import PluginError, Provider

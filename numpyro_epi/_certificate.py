@@ -27,9 +27,9 @@ from ._keys import checked_key
 from ._loop import masked_moments
 from ._nested import NestedSampling, add_second_opinion
 from ._outcome import Certificate, Verdict
-from ._path import begins_at_base
 from ._problem import Problem
 from ._products import compiled
+from ._reference import begins_at_base
 from ._result import Result
 from ._types import Draws, Key, PerDraw
 

@@ -21,8 +21,9 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float
 
+from ._chain_settings import ChainSettings
 from ._journal import remembered
-from ._path import Chains, ChainSettings, Newton, Path, Record, group_means, resample, wanted_spreads
+from ._path import Chains, Newton, Path, Record, group_means, resample, wanted_spreads
 from ._problem import Problem
 from ._products import compiled
 from ._types import Draws, Key, Moments

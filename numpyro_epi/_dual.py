@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ._arguments import check_instance, check_positive
+from ._chain_settings import ChainSettings
 from ._density import Density, Tilted
 from ._derivatives import constrain
 from ._dual_chains import MAX_RHAT, MIN_CHAINS_ESS, is_mixed, judge_chains
@@ -19,7 +20,6 @@ from ._dual_weights import by_prior, by_proposals, judge_weights
 from ._kept import kept
 from ._keys import checked_key, key_text
 from ._outcome import STATUS, Summary, Verdict, constraint_table, message, summary
-from ._path import ChainSettings
 from ._problem import Problem
 from ._types import Key, Sites
 from ._work import solve_by_chains

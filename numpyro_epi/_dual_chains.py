@@ -11,12 +11,14 @@ from jaxtyping import Array, Float
 from scipy.cluster.vq import kmeans2
 
 from ._certificate import MAX_KHAT, MIN_ESS, MIN_OVERLAP, assess, tilt
+from ._chain_settings import ChainSettings
 from ._chains import Solved, cost, covariance_of_mean, move_to, sample
 from ._dual_weights import log_base_density
 from ._ladder import descend, has_mass_elsewhere
 from ._outcome import STATUS, Verdict
-from ._path import ChainSettings, Record, begins_at_base
+from ._path import Record
 from ._problem import Problem
+from ._reference import begins_at_base
 from ._types import Draws, Key
 
 MAX_RHAT, MIN_CHAINS_ESS = 1.4, 400.0

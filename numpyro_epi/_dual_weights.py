@@ -9,10 +9,10 @@ from jaxtyping import Array, Float
 
 from ._certificate import MIN_ESS, Tilt, pareto_khat, tilt
 from ._outcome import STATUS, Verdict
-from ._path import begins_at_base
 from ._pilot import approach
 from ._problem import Problem
 from ._products import compiled
+from ._reference import begins_at_base
 from ._types import Draws, Key, PerDraw
 from ._weighed import weigh_draws
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._path import draw_reference
 from ._problem import Problem
 from ._products import compiled
+from ._reference import draw_reference
 from ._types import Key, MomentDraws, Unconstrained
 from ._work import EXPENSIVE, work
 

@@ -17,9 +17,10 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Bool, Float
 
+from ._chain_settings import ChainSettings
 from ._chains import WITHIN
 from ._noise import correction_for
-from ._path import Chains, ChainSettings, Path, first_collective_steps
+from ._path import Chains, Path, first_collective_steps
 from ._problem import Problem
 from ._products import compiled
 from ._types import Draws, Key, Moments

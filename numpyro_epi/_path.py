@@ -18,18 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from ._arguments import as_number, check_count, check_positive
+from ._chain_settings import ChainSettings
 from ._collective import FIRST_STEP, members, move_together
 from ._loop import masked_moments
 from ._noise import correction
 from ._problem import Evaluation, Problem
+from ._reference import begins_at_base, draw_reference, log_reference, normal_of
 from ._types import Draws, Key, Metric, MomentDraws, Moments, PerDraw, Scalar, Unconstrained
 from .multipliers import shrunk_inverse
 
 A = TypeVar("A", Array, np.ndarray)
-
-REFERENCE_SCALE = 3.0
-"""Standard deviation of the reference where there is no proper prior: wide, so that the property narrows it."""
 
 ENOUGH = 0.6
 """Length of a trajectory, in the positions' standard deviations, from which on it is not made longer."""
@@ -43,85 +41,6 @@ MOST_GROUPS, GROUP_SIZE = 32, 16
 LONGEST_STEP = 1.0
 """Of an update, in standard deviations of the log weights: beyond it few chains would keep a weight, and targets that are many
 standard deviations away, as under a prior of many parameters, would send the multipliers off for good."""
-
-
-class Reference(NamedTuple):
-    """A normal of the unconstrained parameters near the solution, in whose coordinates chains move.
-
-    Attributes:
-        loc: Its mean, a number a coordinate.
-        cholesky: Rows of the Cholesky factor of its covariance.
-        eta: The solution's multipliers as far as draws of the normal tell; empty where these are too far from it.
-    """
-
-    loc: tuple[float, ...]
-    cholesky: tuple[tuple[float, ...], ...]
-    eta: tuple[float, ...] = ()
-
-
-class ChainSettings(eqx.Module):
-    """How the chains move.
-
-    Attributes:
-        num_chains: Chains of each of the two populations, all of them stepped together.
-        num_leapfrog: Leapfrog steps of one transition.
-        num_transitions: Transitions between two updates of the multipliers; where steps are short, several of them are one
-            trajectory.
-        num_updates: Updates in all; the targets are annealed during the first half.
-        rate: Share of the natural step taken by an update while annealing, and a third of it after.
-        num_draws: Draws of every chain kept from a round at fixed multipliers, ``num_transitions`` apart.
-        precision: Rounds go on until the multipliers' standard errors are this share of the largest one, all of them
-            measured in the inverse of their statistics' standard deviations, and the means' are small too.
-        max_rounds: Most rounds.
-        target_acceptance: What the step size is adapted to.
-        num_simulations: Simulations that one evaluation averages where the model has noise of its own.
-        mirrored: Whether every second one is the mirror image of the one before it, where the model's noise has one.
-        within: Standard deviations of a target's that its statistic's mean may be away from it, once the targets have arrived;
-            no limit by default, but for chains that left for far away in a first attempt. Several: the normaliser takes it that
-            nothing reaches so far but what negative multipliers of a squared deviation draw there.
-        reference: The normal that chains begin at where the base is not a proper prior; by default found near the property.
-    """
-
-    num_chains: int = 512
-    num_leapfrog: int = 8
-    num_transitions: int = 8
-    num_updates: int = 160
-    rate: float = 0.3
-    num_draws: int = 20
-    precision: float = 0.007
-    max_rounds: int = 20
-    target_acceptance: float = 0.8
-    num_simulations: int = 16
-    mirrored: bool = False
-    within: float | None = None
-    reference: Reference | None = None
-
-    @property
-    def num_collective(self) -> int:
-        """Leapfrog steps of each plate's members together, between two updates."""
-        return self.num_leapfrog * self.num_transitions // 2
-
-    def num_evaluations(self, problem: Problem) -> int:
-        """Most evaluations of one chain between two updates, each of `num_simulations` model runs."""
-        together = len(members(problem.simulator)) * (self.num_collective + 1)
-        return self.num_transitions * (self.num_leapfrog + 1) + together
-
-    def __check_init__(self):
-        names = ("num_leapfrog", "num_transitions", "num_updates", "max_rounds", "num_draws", "num_simulations")
-        for name, least in (("num_chains", 4), *((name, 2) for name in names)):
-            check_count(name, getattr(self, name), least)
-        if not isinstance(self.mirrored, bool):
-            raise TypeError(f"Expected mirrored to be True or False; got {self.mirrored!r}.")
-        if self.mirrored and (self.num_simulations < 4 or self.num_simulations % 2):
-            raise ValueError(
-                f"Expected two pairs of simulations or more for mirrored=True; got num_simulations={self.num_simulations}."
-            )
-        check_positive(precision=self.precision)
-        if self.within is not None:
-            check_positive(within=self.within)
-        for name in ("rate", "target_acceptance"):
-            if not 0 < as_number(getattr(self, name)) < 1:
-                raise ValueError(f"Expected {name} between 0 and 1; got {getattr(self, name)!r}.")
 
 
 class Chains(NamedTuple):
@@ -436,19 +355,19 @@ class Path(eqx.Module):
         """Weighted standard deviations of the chains' positions, in the reference's coordinates where it was found."""
         weight, position = jax.nn.softmax(chains.log_weight), chains.position
         if self.settings.reference is not None:
-            found = _normal(self.problem, self.settings.reference)
+            found = normal_of(self.problem, self.settings.reference)
             position = (position - found.loc) @ found.whiten.T
         return jnp.sqrt(weight @ jnp.square(position - weight @ position)) + 1e-6
 
     def _from_white(self, steps: Draws) -> Draws:
         if self.settings.reference is None:
             return steps
-        return steps @ _normal(self.problem, self.settings.reference).cholesky.T
+        return steps @ normal_of(self.problem, self.settings.reference).cholesky.T
 
     def _to_white(self, slopes: Draws) -> Draws:
         if self.settings.reference is None:
             return slopes
-        return slopes @ _normal(self.problem, self.settings.reference).cholesky
+        return slopes @ normal_of(self.problem, self.settings.reference).cholesky
 
     def _jump(
         self, key: Key, chains: Chains, position: Draws, moments: MomentDraws, allowed: bool | Array
@@ -551,39 +470,6 @@ def mirrored_pairs(problem: Problem, keys: Array, u: Unconstrained) -> Evaluatio
     return jax.vmap(both, (0, None, None))(keys, u, jnp.array([False, True]))
 
 
-def draw_reference(problem: Problem, key: Key, reference: Reference | None = None) -> Unconstrained:
-    """One draw of what chains begin with."""
-    if reference is None and problem.simulator.has_proper_prior:
-        return problem.simulator.sample_prior(key)
-    found = _normal(problem, reference)
-    return found.loc + found.cholesky @ jax.random.normal(key, (problem.dim,))
-
-
-def log_reference(problem: Problem, u: Unconstrained, found: Evaluation, reference: Reference | None = None) -> Scalar:
-    """Log density of what chains begin with at one position, nats: a normal that was found, else the prior or a wide one."""
-    if reference is None and problem.simulator.has_proper_prior:
-        return found.log_base if found.log_prior is None else found.log_prior
-    normal = _normal(problem, reference)
-    white = normal.whiten @ (u - normal.loc)
-    return jax.scipy.stats.norm.logpdf(white).sum() + jnp.sum(jnp.log(jnp.diagonal(normal.whiten)))
-
-
-class _Normal(NamedTuple):
-    """Location, Cholesky factor of the covariance and its inverse."""
-
-    loc: Float[Array, " D"]
-    cholesky: Float[Array, "D D"]
-    whiten: Float[Array, "D D"]
-
-
-def _normal(problem: Problem, reference: Reference | None) -> _Normal:
-    if reference is None:
-        reference = Reference((0.0,) * problem.dim, tuple(map(tuple, REFERENCE_SCALE * np.eye(problem.dim))))
-    # A solve for every chain and step would take ten times as long as the products.
-    cholesky = np.asarray(reference.cholesky)
-    return _Normal(*(jnp.asarray(part, float) for part in (reference.loc, cholesky, np.linalg.inv(cholesky))))
-
-
 def on_the_way(problem: Problem, first: A, share: float | Scalar) -> A:
     """Targets that still hold this share of the first moments, on a path along which *variances* are interpolated.
 
@@ -605,11 +491,6 @@ def on_the_way(problem: Problem, first: A, share: float | Scalar) -> A:
 def first_collective_steps(problem: Problem) -> Float[Array, " plates"]:
     """Before they are adapted."""
     return jnp.full(len(members(problem.simulator)), FIRST_STEP)
-
-
-def begins_at_base(problem: Problem) -> bool:
-    """Whether the base is a proper prior, from which chains can begin."""
-    return problem.base == "prior" and problem.simulator.has_proper_prior
 
 
 def resample(chains: Chains, key: Key) -> Chains:

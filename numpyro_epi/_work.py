@@ -15,11 +15,13 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Float
 
+from ._chain_settings import ChainSettings
 from ._chains import Solved, solve
-from ._path import ChainSettings, begins_at_base, draw_reference, mirrored_pairs
+from ._path import mirrored_pairs
 from ._problem import Problem
 from ._products import compiled
-from ._reference import find_reference, reference_draws
+from ._reference import begins_at_base, draw_reference, reference_draws
+from ._search import find_reference
 from ._types import Draws, Key, MomentDraws, Moments, Scalar
 
 LOOP_STEPS = 100

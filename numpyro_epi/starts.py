@@ -15,8 +15,8 @@ from jaxtyping import Float
 
 from ._arguments import check_bool, check_count, check_instance, check_positive
 from ._certificate import Known, pareto_khat
+from ._chain_settings import ChainSettings
 from ._chains import Solved
-from ._path import ChainSettings
 from ._pilot import Near, approach, resample
 from ._problem import Problem
 from ._products import compiled

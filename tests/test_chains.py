@@ -13,8 +13,9 @@ import scipy.stats
 from chosen_problems import CHOSEN, grid, well
 from problems import EXACT, ExactProblem
 
+from numpyro_epi._chain_settings import ChainSettings
 from numpyro_epi._chains import SCOUT_MOVES, Solved, covariance_of_mean, solve
-from numpyro_epi._path import Chains, ChainSettings, Path, on_the_way, resample
+from numpyro_epi._path import Chains, Path, on_the_way, resample
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
 

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import numpyro_epi as epi
-from numpyro_epi import _checkpoint, _chunks, _journal, _path, _plan, _stop
+from numpyro_epi import ChainSettings, _checkpoint, _chunks, _journal, _plan, _stop
 
 KEY = jax.random.key(3)
 
@@ -91,7 +91,7 @@ def test_a_killed_run_ends_at_the_same_numbers(chunks, tmp_path, monkeypatch, wh
     assert_same(resumed, whole)
 
 
-SHORT = _path.ChainSettings(num_chains=64, num_updates=20, num_transitions=4, num_draws=4, max_rounds=4)
+SHORT = ChainSettings(num_chains=64, num_updates=20, num_transitions=4, num_draws=4, max_rounds=4)
 SEARCHES = {
     "chains": epi.starts.Chains(settings=SHORT, tolerance=10.0),
     "weighed": epi.starts.Pilot(num_draws=20, batch=100, num_weighed=50, max_simulations=2000),

@@ -12,8 +12,9 @@ import pytest
 import scipy.stats
 
 import numpyro_epi as epi
+from numpyro_epi._chain_settings import ChainSettings
 from numpyro_epi._collective import members, move_together
-from numpyro_epi._path import ChainSettings, Path
+from numpyro_epi._path import Path
 
 NUM_CHAINS, NUM_MEMBERS = 4000, 12
 

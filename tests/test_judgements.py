@@ -21,12 +21,13 @@ from test_arviz import export, network_problem
 import numpyro_epi as epi
 from numpyro_epi import _plan, _restarts
 from numpyro_epi._certificate import Known, assess, assess_by_draws
+from numpyro_epi._chain_settings import ChainSettings
 from numpyro_epi._checkpoint import Keeper
 from numpyro_epi._fresh import measure
 from numpyro_epi._html import escape
 from numpyro_epi._loop import partition
 from numpyro_epi._outcome import STATUS
-from numpyro_epi._path import ChainSettings, Path
+from numpyro_epi._path import Path
 from numpyro_epi._restarts import Candidates, Fleet, rank
 from numpyro_epi._seal import broken_seal, seal
 from numpyro_epi._simulator import Simulator

@@ -12,8 +12,9 @@ from problems import EXACT
 
 import numpyro_epi as epi
 from numpyro_epi import _ladder
+from numpyro_epi._chain_settings import ChainSettings
 from numpyro_epi._ladder import descend
-from numpyro_epi._path import ChainSettings, Path
+from numpyro_epi._path import Path
 
 SETTINGS = ChainSettings(num_chains=256, num_transitions=4)
 DIM = 60

@@ -10,7 +10,7 @@ from problems import EXACT, SIMULATOR_COVARIANCE, SIMULATOR_MATRIX, SIMULATOR_NO
 
 import numpyro_epi as epi
 from numpyro_epi import _work, objectives, starts
-from numpyro_epi._path import ChainSettings
+from numpyro_epi._chain_settings import ChainSettings
 from numpyro_epi._work import (
     LIGHT,
     MAX_EXPONENT_NOISE,

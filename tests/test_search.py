@@ -11,7 +11,7 @@ import pytest
 from numpyro.distributions import constraints
 
 import numpyro_epi as epi
-from numpyro_epi import _reference
+from numpyro_epi import _search
 from numpyro_epi._work import solve_by_chains
 
 LINE = dist.ImproperUniform(constraints.real, (), ())
@@ -28,7 +28,7 @@ def first_two(mean: float, std: float) -> epi.Target:
 
 def moments(reference) -> tuple[np.ndarray, np.ndarray]:
     """Mean and covariance of what the normal was widened from."""
-    cholesky = np.array(reference.cholesky) / _reference.WIDE
+    cholesky = np.array(reference.cholesky) / _search.WIDE
     return np.array(reference.loc), cholesky @ cholesky.T
 
 
@@ -57,18 +57,18 @@ def correlated(dim: int, condition: float, improper: bool) -> tuple[epi.Problem,
 def test_a_normal_is_found_at_every_scale(scale: float, mean: float):
     """Its multipliers are (0, 1 / 2 sd^2), with a relative error of sqrt(2 / 40,000) = .007 and what float32 adds."""
     problem = one(LINE, first_two(mean * scale, scale))
-    reference, spent = _reference.find_reference(problem, jax.random.key(3))
+    reference, spent = _search.find_reference(problem, jax.random.key(3))
     loc, covariance = moments(reference)
     np.testing.assert_allclose(loc, mean * scale, atol=0.1 * scale)
     np.testing.assert_allclose(covariance, [[scale**2]], rtol=0.2)
     np.testing.assert_allclose(np.array(reference.eta) * [scale, scale**2], [0.0, 0.5], atol=0.03)
-    assert spent % _reference.NUM_DRAWS == 0
+    assert spent % _search.NUM_DRAWS == 0
 
 
 @pytest.mark.parametrize("improper", [True, False])
 def test_moments_that_no_draw_is_near_are_found(improper: bool):
     problem, mean, covariance = correlated(6, 1e3, improper)
-    reference, _ = _reference.find_reference(problem, jax.random.key(4))
+    reference, _ = _search.find_reference(problem, jax.random.key(4))
     loc, found = moments(reference)
     root = np.linalg.cholesky(covariance)
     whitened = np.linalg.solve(root, np.linalg.solve(root, found).T)
@@ -81,13 +81,13 @@ def test_moments_that_no_draw_is_near_are_found(improper: bool):
 
 def test_a_target_beyond_the_range_of_a_statistic_has_no_normal():
     problem = one(LINE, epi.Target(lambda sites: jnp.tanh(sites["z"]), mean=1.5, name="tanh"))
-    assert _reference.find_reference(problem, jax.random.key(0))[0] is None
+    assert _search.find_reference(problem, jax.random.key(0))[0] is None
 
 
 def test_a_normal_that_the_weights_do_not_reach_stands_back_behind_a_proper_prior(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_reference, "_nearer", lambda *_: None)
+    monkeypatch.setattr(_search, "_nearer", lambda *_: None)
     problem = one(dist.Normal(0.0, 2.0), first_two(1.0, 0.5), base="lebesgue")
-    assert _reference.find_reference(problem, jax.random.key(0))[0] is None
+    assert _search.find_reference(problem, jax.random.key(0))[0] is None
 
 
 @pytest.mark.slow

@@ -1,0 +1,237 @@
+"""A normal near the solution, for chains to begin at where the base is not a proper prior.
+
+Adaptive importance sampling with one normal (Cappé, Douc, Guillin, Marin & Robert 2008, Statistics and Computing 18:447): draws
+of the last normal are tilted until their weighted means are the targets, and weighed towards the base, as far as enough of them
+keep a weight; their weighted mean and covariance are the next normal's. It ends at the normal with the solution's own moments.
+No draw need be near every target by itself: with many statistics none is.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+import scipy.special
+from jaxtyping import Array, Float
+
+from ._certificate import tilt
+from ._journal import remembered
+from ._path import on_the_way
+from ._pilot import effective
+from ._problem import Problem
+from ._products import compiled
+from ._reference import REFERENCE_SCALE, Reference, reference_draws
+from ._types import Draws, Key, MomentDraws, PerDraw
+from ._weighed import flattened
+
+NUM_DRAWS, MOST_ROUNDS, LEAST_WORTH, ENOUGH_WORTH, NUM_LAST = 8000, 100, 0.025, 0.5, 5
+"""Draws of a round, most rounds, the least share of draws that must keep a weight, the share at which it ends, and the rounds'
+worth of draws that give the multipliers."""
+
+MOST_HALVINGS = 44
+"""Of the power of the weights towards the base: a coordinate whose own prior has the scale 1e-6 begins at a tiny one. The share
+of the way to the targets is halved as often where they are out of reach."""
+
+SIZES, USUAL = tuple(10.0**power for power in range(-8, 9)), 8
+"""Of a coordinate, in units of `REFERENCE_SCALE`, one of which the first normal has."""
+
+MUCH = 1.0
+"""What sizes of a coordinate may differ by, in the sum of logarithms, for the usual one of them to be taken."""
+
+MOST_UNCHANGED, LONGEST, WIDE = 5, 3.0, 2.0
+"""Rounds at the targets in turn, without a higher power than before, after which it ends as well; how much longer than its draws
+ask for, in variance, a normal on its way is at most; and how much wider the one is that chains begin at: from a narrower one than
+the solution they would need negative multipliers, under which they run off."""
+
+
+class _Normal(NamedTuple):
+    loc: Float[np.ndarray, " D"]
+    covariance: Float[np.ndarray, "D D"]
+
+
+def find_reference(problem: Problem, key: Key) -> tuple[Reference | None, int]:
+    """Look for the normal.
+
+    Returns:
+        The normal, ``None`` where the targets were not reached or the prior's draws are a better beginning, and the number of
+        simulations that it took.
+    """
+    normal = _first_normal(problem, jax.random.fold_in(key, MOST_ROUNDS))
+    lowest, unchanged = 2 * MOST_HALVINGS, 0
+    found, arrived = None, False
+    for number in range(MOST_ROUNDS):
+        sample = _simulate(problem, jax.random.fold_in(key, number), normal)
+        nearer = _nearer(problem, sample) if len(sample.draws) >= LEAST_WORTH * NUM_DRAWS else None
+        if nearer is None:
+            break
+        halvings, log_weight = nearer
+        new = _weighed(sample.draws, np.exp(log_weight))
+        is_there, arrived = halvings < MOST_HALVINGS, halvings == 0
+        found = new if is_there else None
+        normal = new if is_there else _widened(new, normal)
+        unchanged = 0 if halvings < lowest or not is_there else unchanged + 1
+        lowest = min(lowest, halvings)
+        is_enough = arrived and effective(log_weight) >= ENOUGH_WORTH * NUM_DRAWS
+        if is_enough or unchanged == MOST_UNCHANGED:
+            break
+    rounds = problem.dim + number + 1
+    if found is None or (problem.simulator.has_proper_prior and not arrived):
+        return None, rounds * NUM_DRAWS
+    eta: tuple[float, ...] = ()
+    if arrived:
+        rounds += NUM_LAST
+        eta = _multipliers(problem, jax.random.fold_in(key, MOST_ROUNDS + 1), found)
+    wide = WIDE * np.linalg.cholesky(found.covariance)
+    return Reference(tuple(found.loc.tolist()), tuple(map(tuple, wide.tolist())), eta), rounds * NUM_DRAWS
+
+
+def _multipliers(problem: Problem, key: Key, normal: _Normal) -> tuple[float, ...]:
+    """By more draws: a small error may take the normaliser away from a density that the normal no longer holds together."""
+    samples = [_simulate(problem, jax.random.fold_in(key, number), normal) for number in range(NUM_LAST)]
+    sample = _Sample(*(np.concatenate(column) for column in zip(*samples, strict=True)))
+    tilted = tilt(sample.log_weight, sample.moments, problem.target)
+    return tuple(tilted.eta.tolist()) if tilted.reached else ()
+
+
+class _Sample(NamedTuple):
+    """Draws of a normal, their log weights towards the base, and their moments; without those where the model fails."""
+
+    draws: Float[np.ndarray, "N D"]
+    log_weight: Float[np.ndarray, " N"]
+    moments: Float[np.ndarray, "N M"]
+
+
+def _simulate(problem: Problem, key: Key, normal: _Normal) -> _Sample:
+    draw_key, noise_key = jax.random.split(key)
+    white = np.asarray(jax.random.normal(draw_key, (NUM_DRAWS, problem.dim)), float)
+    draws = normal.loc + white @ np.linalg.cholesky(normal.covariance).T
+    log_base, moments = _measured(problem, noise_key, draws)
+    usable = np.isfinite(moments).all(axis=1) & np.isfinite(log_base)
+    return _Sample(*(each[usable] for each in (draws, log_base + 0.5 * np.square(white).sum(axis=1), moments)))
+
+
+def _measured(
+    problem: Problem, key: Key, draws: Float[np.ndarray, "N D"]
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, "N M"]]:
+    log_base, moments = (
+        np.asarray(each, float) for each in remembered(_measure, problem, key, jnp.asarray(draws, float))
+    )
+    return log_base, moments
+
+
+def _first_normal(problem: Problem, key: Key) -> _Normal:
+    """Of the prior's mean and covariance where there is one, else with each coordinate's size."""
+    if problem.simulator.has_proper_prior:
+        draws = np.asarray(reference_draws(problem, key, NUM_DRAWS), float)
+        return _weighed(draws, np.full(len(draws), 1 / len(draws)))
+    return _Normal(np.zeros(problem.dim), np.diag(np.square(REFERENCE_SCALE * _sizes(problem, key))))
+
+
+def _sizes(problem: Problem, key: Key) -> Float[np.ndarray, " D"]:
+    """The size of each coordinate, by turns, with which the targets are the least surprising; 1 where another gains little."""
+    found = np.ones(problem.dim)
+    per_size = NUM_DRAWS // len(SIZES)
+    white = np.asarray(jax.random.normal(key, (per_size, problem.dim)), float)
+    for i in range(problem.dim):
+        draws = np.broadcast_to(REFERENCE_SCALE * found * white, (len(SIZES), *white.shape)).copy()
+        draws[:, :, i] = REFERENCE_SCALE * np.multiply.outer(SIZES, white[:, i])
+        log_base, moments = _measured(problem, key, draws.reshape(-1, problem.dim))
+        moments = np.where(np.isfinite(log_base)[:, None], moments, np.nan)
+        surprises = np.array([_surprise(problem, each) for each in np.split(moments, len(SIZES))])
+        good = np.flatnonzero(surprises <= surprises.min() + MUCH)
+        found[i] = SIZES[good[np.argmin(np.abs(good - USUAL))]]
+    return found
+
+
+def _surprise(problem: Problem, moments: Float[np.ndarray, "N M"]) -> float:
+    """How seldom draws are where the targets ask for, nats; draws for which the model fails are nowhere.
+
+    By the shares on either side of each mean and, where a spread is wanted, within two of it and beyond one.
+    """
+    wanted = {c.statistic: math.sqrt(c.target) for c in problem.constraints if c.order == 2}
+    total = 0.0
+    for column, constraint in zip(moments.T, problem.constraints, strict=True):
+        if constraint.order == 1:
+            away = column - constraint.target
+            shares = [min(np.mean(away <= 0), np.mean(away >= 0))]
+            if constraint.statistic in wanted:
+                spread = wanted[constraint.statistic]
+                shares += [np.mean(np.abs(away) <= 2 * spread), np.mean(np.abs(away) >= spread)]
+            total -= sum(math.log(share + 1 / len(column)) for share in shares)
+    return total
+
+
+def _nearer(problem: Problem, sample: _Sample) -> tuple[int, Float[np.ndarray, " N"]] | None:
+    """Weights as near to the solution's as enough draws keep one.
+
+    At the targets with as high a power of the weights towards the base as that allows; without those, where even the targets
+    alone do not; and part of the way where no weights of the draws have the targets as their means.
+
+    Returns:
+        How often the power was halved, `MOST_HALVINGS` and more without any, and the log weights; ``None`` where there are none.
+    """
+    least, first = LEAST_WORTH * len(sample.draws), sample.moments.mean(axis=0)
+    lowest, highest = sample.moments.min(axis=0), sample.moments.max(axis=0)
+
+    def weights(power: float, share: float) -> Float[np.ndarray, " N"] | None:
+        target = on_the_way(problem, first, 1 - share)
+        slack = 1e-4 * (highest - lowest)
+        if np.any((target < lowest - slack) | (target > highest + slack)):
+            return None
+        # Weights towards the base alone may be few draws', and many again at the targets.
+        enough = 0.0 if power else 0.25 * least
+        found = tilt(power * sample.log_weight, sample.moments, target, least=enough)
+        return found.log_weight if found.reached else None
+
+    def first_enough(at: Callable[[int], Float[np.ndarray, " N"] | None]) -> tuple[int, Float[np.ndarray, " N"]] | None:
+        found = None
+        low, middle, high = 0, 0, MOST_HALVINGS - 1
+        while low <= high:
+            log_weight = at(middle)
+            if log_weight is not None and effective(log_weight) >= least:
+                found, high = (middle, log_weight), middle - 1
+            else:
+                low = middle + 1
+            middle = (low + high) // 2
+        return found
+
+    without = weights(0.0, 1.0)
+    if without is not None:
+        found = first_enough(lambda halvings: weights(0.5**halvings, 1.0))
+        flat = flattened(np.full(len(without), -math.log(len(without))), without, least)
+        return (MOST_HALVINGS, flat) if found is None else found
+    nearly = MOST_HALVINGS // 2
+    shares = [1 - 0.5**halvings for halvings in range(nearly, 1, -1)] + [0.5**halvings for halvings in range(1, nearly)]
+    found = first_enough(lambda number: weights(0.0, shares[number]) if number < len(shares) else None)
+    return None if found is None else (MOST_HALVINGS + 1 + found[0], found[1])
+
+
+def _weighed(draws: Float[np.ndarray, "N D"], weight: Float[np.ndarray, " N"]) -> _Normal:
+    loc = weight @ draws
+    centred = draws - loc
+    covariance = (centred * weight[:, None]).T @ centred
+    return _Normal(loc, covariance + 1e-9 * np.diag(np.diag(covariance)))
+
+
+def _widened(new: _Normal, old: _Normal) -> _Normal:
+    """As much further as the last round has come: far targets are reached by steps that grow."""
+    moved = new.loc - old.loc
+    root = np.linalg.cholesky(old.covariance)
+    inner = scipy.linalg.solve_triangular(root, new.covariance, lower=True)
+    inner = scipy.linalg.solve_triangular(root, inner.T, lower=True)
+    values, vectors = np.linalg.eigh(0.5 * (inner + inner.T))
+    grown = np.where(values > 1, np.minimum(values, LONGEST), 1.0)
+    factor = root @ (vectors * np.sqrt(values * grown))
+    return _Normal(new.loc, factor @ factor.T + np.outer(moved, moved))
+
+
+@compiled
+def _measure(problem: Problem, key: Key, draws: Draws) -> tuple[PerDraw, MomentDraws]:
+    def one(pair: tuple[Key, Array]) -> tuple[Array, Array]:
+        found = problem.evaluate(*pair)
+        return found.log_base, found.moments
+
+    return jax.lax.map(one, (jax.random.split(key, len(draws)), draws), batch_size=250)
