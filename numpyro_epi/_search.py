@@ -38,6 +38,9 @@ of the way to the targets is halved as often where they are out of reach."""
 SIZES, USUAL = tuple(10.0**power for power in range(-8, 9)), 8
 """Of a coordinate, in units of `REFERENCE_SCALE`, one of which the first normal has."""
 
+ENOUGH_PER_DIM = 4
+"""Effective draws, for each parameter, of which a covariance is taken."""
+
 MUCH = 1.0
 """What sizes of a coordinate may differ by, in the sum of logarithms, for the usual one of them to be taken."""
 
@@ -60,11 +63,11 @@ def find_reference(problem: Problem, key: Key) -> tuple[Reference | None, int]:
         simulations that it took.
     """
     normal = _first_normal(problem, jax.random.fold_in(key, MOST_ROUNDS))
-    lowest, unchanged = 2 * MOST_HALVINGS, 0
+    lowest, unchanged, last = 2 * MOST_HALVINGS, 0, 1
     found, arrived = None, False
     for number in range(MOST_ROUNDS):
         sample = _simulate(problem, jax.random.fold_in(key, number), normal)
-        nearer = _nearer(problem, sample) if len(sample.draws) >= LEAST_WORTH * NUM_DRAWS else None
+        nearer = _nearer(problem, sample, last) if len(sample.draws) >= LEAST_WORTH * NUM_DRAWS else None
         if nearer is None:
             break
         halvings, log_weight = nearer
@@ -73,7 +76,7 @@ def find_reference(problem: Problem, key: Key) -> tuple[Reference | None, int]:
         found = new if is_there else None
         normal = new if is_there else _widened(new, normal)
         unchanged = 0 if halvings < lowest or not is_there else unchanged + 1
-        lowest = min(lowest, halvings)
+        lowest, last = min(lowest, halvings), halvings
         is_enough = arrived and effective(log_weight) >= ENOUGH_WORTH * NUM_DRAWS
         if is_enough or unchanged == MOST_UNCHANGED:
             break
@@ -164,11 +167,13 @@ def _surprise(problem: Problem, moments: Float[np.ndarray, "N M"]) -> float:
     return total
 
 
-def _nearer(problem: Problem, sample: _Sample) -> tuple[int, Float[np.ndarray, " N"]] | None:
+def _nearer(problem: Problem, sample: _Sample, last: int) -> tuple[int, Float[np.ndarray, " N"]] | None:
     """Weights as near to the solution's as enough draws keep one.
 
     At the targets with as high a power of the weights towards the base as that allows; without those, where even the targets
     alone do not; and part of the way where no weights of the draws have the targets as their means.
+
+    ``last`` is what the last round returned first, near which this round's is looked for.
 
     Returns:
         How often the power was halved, `MOST_HALVINGS` and more without any, and the log weights; ``None`` where there are none.
@@ -186,34 +191,46 @@ def _nearer(problem: Problem, sample: _Sample) -> tuple[int, Float[np.ndarray, "
         found = tilt(power * sample.log_weight, sample.moments, target, least=enough)
         return found.log_weight if found.reached else None
 
-    def first_enough(at: Callable[[int], Float[np.ndarray, " N"] | None]) -> tuple[int, Float[np.ndarray, " N"]] | None:
+    def first_enough(
+        at: Callable[[int], Float[np.ndarray, " N"] | None], hint: int
+    ) -> tuple[int, Float[np.ndarray, " N"]] | None:
+        """By bisection; where the round before had one, it and the one before come first."""
         found = None
-        low, middle, high = 0, 0, MOST_HALVINGS - 1
+        low, high = 0, MOST_HALVINGS - 1
+        guesses = [hint - 1, hint]
         while low <= high:
-            log_weight = at(middle)
+            guess = next((each for each in guesses if low <= each <= high), (low + high) // 2)
+            log_weight = at(guess)
             if log_weight is not None and effective(log_weight) >= least:
-                found, high = (middle, log_weight), middle - 1
+                found, high = (guess, log_weight), guess - 1
             else:
-                low = middle + 1
-            middle = (low + high) // 2
+                low = guess + 1
         return found
 
     without = weights(0.0, 1.0)
     if without is not None:
-        found = first_enough(lambda halvings: weights(0.5**halvings, 1.0))
+        found = first_enough(lambda halvings: weights(0.5**halvings, 1.0), min(last, 1))
         flat = flattened(np.full(len(without), -math.log(len(without))), without, least)
         return (MOST_HALVINGS, flat) if found is None else found
     nearly = MOST_HALVINGS // 2
     shares = [1 - 0.5**halvings for halvings in range(nearly, 1, -1)] + [0.5**halvings for halvings in range(1, nearly)]
-    found = first_enough(lambda number: weights(0.0, shares[number]) if number < len(shares) else None)
+
+    def at_share(number: int) -> Float[np.ndarray, " N"] | None:
+        return weights(0.0, shares[number]) if number < len(shares) else None
+
+    found = first_enough(at_share, last - MOST_HALVINGS - 1)
     return None if found is None else (MOST_HALVINGS + 1 + found[0], found[1])
 
 
 def _weighed(draws: Float[np.ndarray, "N D"], weight: Float[np.ndarray, " N"]) -> _Normal:
+    """Of the draws' weighted mean and covariance; without correlations where few draws for so many parameters keep a weight."""
     loc = weight @ draws
     centred = draws - loc
     covariance = (centred * weight[:, None]).T @ centred
-    return _Normal(loc, covariance + 1e-9 * np.diag(np.diag(covariance)))
+    variance = np.diag(covariance)
+    if 1 / np.sum(np.square(weight)) < ENOUGH_PER_DIM * len(variance):
+        covariance = np.diag(variance)
+    return _Normal(loc, covariance + 1e-9 * np.diag(np.where(variance > 0, variance, 1.0)))
 
 
 def _widened(new: _Normal, old: _Normal) -> _Normal:

@@ -120,3 +120,29 @@ def test_one_positive_parameter_with_its_first_two_moments():
     )
     solved, _ = solve_by_chains(problem, jax.random.key(6), None)
     np.testing.assert_allclose(solved.eta, eta, atol=4 * np.sqrt(np.diag(solved.error)).max())
+
+
+def test_many_parameters_with_few_draws_are_taken_as_uncorrelated():
+    """The covariance of 200 draws of 150 numbers has hardly a Cholesky factor, and one of 300 numbers none."""
+    rng = np.random.default_rng(7)
+    draws = rng.normal(size=(200, 300)) * np.geomspace(1e-3, 1e3, 300)
+    normal = _search._weighed(draws, np.full(200, 1 / 200))
+    np.testing.assert_allclose(np.diag(np.linalg.cholesky(normal.covariance)), draws.std(axis=0), rtol=1e-6)
+    assert np.count_nonzero(normal.covariance) == 300
+
+
+@pytest.mark.slow
+def test_forty_parameters_under_a_flat_prior_are_found():
+    """Squared length within a spread of that of standard normals; each coordinate has the variance 1."""
+    flat = dist.ImproperUniform(constraints.real_vector, (), (40,))
+    problem = epi.Problem(
+        lambda: numpyro.sample("z", flat),
+        epi.EmergentProperty(
+            epi.Target(lambda sites: sites["z"], mean=np.zeros(40), name="z"),
+            epi.Target(lambda sites: jnp.sum(sites["z"] ** 2), mean=40.0, name="length"),
+        ),
+    )
+    reference, _ = _search.find_reference(problem, jax.random.key(8))
+    loc, covariance = moments(reference)
+    np.testing.assert_allclose(loc, 0.0, atol=0.2)
+    assert np.mean(np.diag(covariance)) == pytest.approx(1.0, abs=0.05)
