@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array
 
 from . import flows, objectives, starts
 from ._arguments import as_number, check_instance, check_optional
@@ -207,14 +208,20 @@ def _begun(saved: Saved) -> starts.Start | None:
     if (about := saved.about.get("begin")) is None:
         return None
     known = about.get("known")
-    optional = {name: saved.arrays.get(f"begin.{name}") for name in ("eta", "covariance", "independent")}
+
+    def optional(name: str) -> Array | None:
+        array = saved.arrays.get(f"begin.{name}")
+        return None if array is None else jnp.asarray(array)
+
     return starts.Start(
         draws=jnp.asarray(saved.arrays["begin.draws"]),
         fit_draws=about["fit_draws"],
         message=about["message"],
         log_normalizer=about["log_normalizer"],
         infeasible=about["infeasible"],
-        **{name: None if array is None else jnp.asarray(array) for name, array in optional.items()},
+        eta=optional("eta"),
+        covariance=optional("covariance"),
+        independent=optional("independent"),
         known=Known(saved.arrays["begin.log_density"], **known) if known else None,
     )
 

@@ -85,7 +85,7 @@ class Result(eqx.Module):
     def status_message(self) -> str:
         """The status in a sentence, with the constraints that are furthest off where there are any."""
         if self.settings.get("infeasible"):
-            return f"{self.status.value} {self.settings['infeasible']}"
+            return f"No step was taken, since the start found no answer to be possible. {self.settings['infeasible']}"
         is_flow = self.status is STATUS.unsatisfied and self.settings.get("start_solved")
         said = message(
             self.status, self.problem, self.verdict, self.settings["tolerance"], NOT_FOLLOWED if is_flow else ""

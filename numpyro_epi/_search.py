@@ -50,6 +50,15 @@ ask for, in variance, a normal on its way is at most; and how much wider the one
 the solution they would need negative multipliers, under which they run off."""
 
 
+GROWTH, MOST_GROWING = 0.2, 40
+"""Nats of entropy that a round at the targets may add at the end, and rounds in turn that add more, after which there is none: by
+then the normal holds e^8 times as much at least, most often e^40 times. A solution is reached in some ten."""
+
+
+class UnboundedError(ValueError):
+    """No distribution with the property has the greatest entropy: there is always one with more."""
+
+
 class _Normal(NamedTuple):
     loc: Float[np.ndarray, " D"]
     covariance: Float[np.ndarray, "D D"]
@@ -61,9 +70,13 @@ def find_reference(problem: Problem, key: Key) -> tuple[Reference | None, int]:
     Returns:
         The normal, ``None`` where the targets were not reached or the prior's draws are a better beginning, and the number of
         simulations that it took.
+
+    Raises:
+        UnboundedError: If its entropy grows and grows while it has the property.
     """
     normal = _first_normal(problem, jax.random.fold_in(key, MOST_ROUNDS))
     lowest, unchanged, last = 2 * MOST_HALVINGS, 0, 1
+    growing, reached = 0, -np.inf
     found, arrived = None, False
     for number in range(MOST_ROUNDS):
         sample = _simulate(problem, jax.random.fold_in(key, number), normal)
@@ -75,7 +88,12 @@ def find_reference(problem: Problem, key: Key) -> tuple[Reference | None, int]:
         is_there, arrived = halvings < MOST_HALVINGS, halvings == 0
         found = new if is_there else None
         normal = new if is_there else _widened(new, normal)
-        unchanged = 0 if halvings < lowest or not is_there else unchanged + 1
+        entropy = _entropy(new, sample, log_weight)
+        is_growing, reached = is_there and entropy > reached + GROWTH, entropy if is_there else -np.inf
+        growing = growing + 1 if is_growing else 0
+        if growing == MOST_GROWING:
+            raise UnboundedError(_unbounded(problem))
+        unchanged = 0 if halvings < lowest or not is_there or is_growing else unchanged + 1
         lowest, last = min(lowest, halvings), halvings
         is_enough = arrived and effective(log_weight) >= ENOUGH_WORTH * NUM_DRAWS
         if is_enough or unchanged == MOST_UNCHANGED:
@@ -100,11 +118,30 @@ def _multipliers(problem: Problem, key: Key, normal: _Normal) -> tuple[float, ..
 
 
 class _Sample(NamedTuple):
-    """Draws of a normal, their log weights towards the base, and their moments; without those where the model fails."""
+    """Draws of a normal, the standard normal ones they are made of, log base and moments; without those where the model fails."""
 
     draws: Float[np.ndarray, "N D"]
-    log_weight: Float[np.ndarray, " N"]
+    white: Float[np.ndarray, "N D"]
+    log_base: Float[np.ndarray, " N"]
     moments: Float[np.ndarray, "N M"]
+
+    @property
+    def log_weight(self) -> Float[np.ndarray, " N"]:
+        """Of the base over the normal, less a constant."""
+        return self.log_base + 0.5 * np.square(self.white).sum(axis=1)
+
+
+def _entropy(normal: _Normal, sample: _Sample, log_weight: Float[np.ndarray, " N"]) -> float:
+    """By the base, nats, but for a constant."""
+    return float(0.5 * np.linalg.slogdet(normal.covariance)[1] + np.exp(log_weight) @ sample.log_base)
+
+
+def _unbounded(problem: Problem) -> str:
+    return (
+        f"Expected targets under which the entropy of {problem.name!r} has a maximum; it grew without end while the targets "
+        "were met, since nothing holds some of the parameters. Give a proper prior, a std beside the mean, or a statistic of "
+        "what is free."
+    )
 
 
 def _simulate(problem: Problem, key: Key, normal: _Normal) -> _Sample:
@@ -113,7 +150,7 @@ def _simulate(problem: Problem, key: Key, normal: _Normal) -> _Sample:
     draws = normal.loc + white @ np.linalg.cholesky(normal.covariance).T
     log_base, moments = _measured(problem, noise_key, draws)
     usable = np.isfinite(moments).all(axis=1) & np.isfinite(log_base)
-    return _Sample(*(each[usable] for each in (draws, log_base + 0.5 * np.square(white).sum(axis=1), moments)))
+    return _Sample(*(each[usable] for each in (draws, white, log_base, moments)))
 
 
 def _measured(

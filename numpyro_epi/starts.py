@@ -20,6 +20,7 @@ from ._chains import Solved
 from ._pilot import Near, approach, resample
 from ._problem import Problem
 from ._products import compiled
+from ._search import UnboundedError
 from ._types import Draws, Key, Metric, Moments, Numbers
 from ._weighed import Weighed, tilt_prior, weigh_draws
 from ._work import expensive, has_large_noise, is_trivial, moments_at, reference_moments, solve_by_chains
@@ -48,6 +49,7 @@ class Start(NamedTuple):
         independent: Draws of the solution that had no part in ``draws``, shape [K, D]: they may show that modes are missing.
         log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats, where it is known.
         infeasible: Why no distribution seems to have the property, in a sentence; then no step is taken.
+        is_hopeless: That is certain, and no other start is worth a try.
     """
 
     draws: Draws
@@ -59,6 +61,7 @@ class Start(NamedTuple):
     independent: Draws | None = None
     log_normalizer: float | None = None
     infeasible: str | None = None
+    is_hopeless: bool = False
 
 
 class AbstractStart(eqx.Module):
@@ -243,7 +246,10 @@ class Chains(AbstractStart):
                 "starts.Pilot."
             )
         chain_key, prior_key = jax.random.split(key)
-        solution, settings = solve_by_chains(problem, chain_key, self.settings)
+        try:
+            solution, settings = solve_by_chains(problem, chain_key, self.settings)
+        except UnboundedError as unbounded:
+            return Prior()(prior_key, problem)._replace(infeasible=str(unbounded), is_hopeless=True)
         if not solution.settled(problem.target, self.tolerance):
             start = Prior()(prior_key, problem)
             reason = _why_infeasible(problem, solution, prior_key)
@@ -284,6 +290,8 @@ class FirstOf(AbstractStart):
         found: list[Start] = []
         for number, option in enumerate(self.options):
             found.append(option(jax.random.fold_in(key, number), problem))
+            if found[-1].is_hopeless:
+                return found[-1]
             if found[-1].eta is not None:
                 break
         # Draws near the property are nearer than the prior.
@@ -334,7 +342,7 @@ def _why_infeasible(problem: Problem, solution: Solved, key: Key) -> str | None:
         return None
     return (
         f"No mixture of {len(pushed) + len(others)} draws, half of them pushed to the targets by chains, comes nearer to them "
-        f"than {distance:.2g} standard deviations."
+        f"than {distance:.2g} standard deviations. Widen a spread, move a target, or widen the prior."
     )
 
 

@@ -90,6 +90,48 @@ def test_a_normal_that_the_weights_do_not_reach_stands_back_behind_a_proper_prio
     assert _search.find_reference(problem, jax.random.key(0))[0] is None
 
 
+FREE = {
+    "a mean alone on the line": one(LINE, epi.Target(lambda sites: sites["z"], mean=1.0, name="z")),
+    "a mean alone under Lebesgue measure": one(
+        dist.Normal(0.0, 3.0), epi.Target(lambda sites: sites["z"], mean=1.0, name="z"), base="lebesgue"
+    ),
+    "a saturating statistic": one(LINE, epi.Target(lambda sites: jnp.tanh(sites["z"]), mean=0.3, name="tanh")),
+}
+"""Questions without an answer: what holds one parameter lets its entropy grow."""
+
+
+@pytest.mark.parametrize("name", FREE)
+def test_an_entropy_without_a_maximum_is_said(name: str):
+    with pytest.raises(_search.UnboundedError, match="Give a proper prior, a std beside the mean"):
+        _search.find_reference(FREE[name], jax.random.key(9))
+
+
+HELD = {
+    "a positive number with its mean": one(HALF_LINE, epi.Target(lambda sites: sites["z"], mean=2.0, name="z")),
+    "a heavy tail": one(LINE, epi.Target(lambda sites: jnp.log1p(sites["z"] ** 2), mean=2 * math.log(2), name="log")),
+    "a spread of a million": one(LINE, first_two(0.0, 1e6)),
+    "two in a plane": one(
+        dist.ImproperUniform(constraints.real_vector, (), (2,)),
+        epi.Target(lambda sites: jnp.sum(sites["z"] ** 2), mean=2.0, name="length"),
+    ),
+}
+"""Such as have one: exponential, Cauchy, and normals."""
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_an_entropy_with_a_maximum_is_not_called_unbounded(name: str):
+    for key in range(3):
+        reference, _ = _search.find_reference(HELD[name], jax.random.key(key))
+        assert reference is not None
+
+
+def test_a_fit_without_an_answer_says_so_at_once():
+    result = epi.fit(jax.random.key(10), FREE["a mean alone on the line"], progress=False)
+    assert result.status_name == "infeasible" and not result.satisfied
+    assert "Give a proper prior, a std beside the mean" in result.status_message
+    assert "multipliers" not in result.status_message
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("improper", [True, False])
 def test_chains_solve_ten_correlated_parameters_under_lebesgue_measure(improper: bool):
