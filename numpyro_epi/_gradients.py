@@ -9,8 +9,9 @@ from jaxtyping import Array, Float
 
 from ._problem import Problem
 from ._products import compiled
-from ._reference import draw_reference
-from ._types import Key, MomentDraws, Unconstrained
+from ._reference import normal_of, reference_draws
+from ._search import UnboundedError, find_reference
+from ._types import Draws, Key, MomentDraws, Unconstrained
 from ._work import EXPENSIVE, work
 
 NUM_LINES, NUM_PIECES, FEW_LINES, FEW_PIECES = 2048, 4, 64, 4
@@ -42,7 +43,7 @@ def misleading(problem: Problem) -> tuple[str, ...]:
         return ()
     lines, pieces = (FEW_LINES, FEW_PIECES) if cost > EXPENSIVE else (NUM_LINES, NUM_PIECES)
     together = min(64, max(1, TOGETHER // max(1, cost)))
-    found_lines = _changes(problem, jax.random.key(0), lines, pieces, together)
+    found_lines = _changes(problem, jax.random.key(0), _ends(problem, 2 * lines), pieces, together)
     changes, again, integrals = (np.asarray(part, float) for part in found_lines)
     found = []
     for i, constraint in enumerate(problem.constraints):
@@ -68,16 +69,35 @@ def without_misleading_gradients(problem: Problem) -> Problem:
     return known
 
 
+def _ends(problem: Problem, count: int) -> Draws:
+    """Draws of the prior; where there is none, of the normal near the property: its scale may be a millionth of the usual one."""
+    draws = reference_draws(problem, jax.random.key(1), count)
+    if problem.simulator.has_proper_prior:
+        return draws
+    try:
+        reference, _ = find_reference(problem, jax.random.key(2))
+    except UnboundedError:
+        return draws
+    if reference is None:
+        return draws
+    normal = normal_of(problem, reference)
+    return normal.loc + jax.random.normal(jax.random.key(3), draws.shape) @ normal.cholesky.T
+
+
 @compiled
 def _changes(
-    problem: Problem, key: Key, lines: int, pieces: int, together: int
+    problem: Problem, key: Key, ends: Draws, pieces: int, together: int
 ) -> tuple[MomentDraws, MomentDraws, MomentDraws]:
-    """Changes of the moments along lines, the same under other noise, and integrals of the derivatives along them."""
+    """Changes of the moments along lines, the same under other noise, and integrals of the derivatives along them.
 
-    def one(key: Key) -> tuple[Array, Array, Array]:
-        from_key, to_key, length_key, first_key, second_key, where_key = jax.random.split(key, 6)
-        begin = draw_reference(problem, from_key)
-        way = REACH * jax.random.uniform(length_key) * (draw_reference(problem, to_key) - begin)
+    Each line begins at one of the first half of ``ends`` and leads towards one of the second.
+    """
+    begins, ends = jnp.split(ends, 2)
+
+    def one(given: tuple[Key, Array, Array]) -> tuple[Array, Array, Array]:
+        key, begin, end = given
+        length_key, first_key, second_key, where_key = jax.random.split(key, 4)
+        way = REACH * jax.random.uniform(length_key) * (end - begin)
 
         def moments(u: Unconstrained, noise: Key) -> Float[Array, " M"]:
             return problem.evaluate(noise, u).moments
@@ -94,4 +114,4 @@ def _changes(
         parts = (jnp.arange(pieces) + jax.random.uniform(where_key, (pieces,))) / pieces
         return change(first_key), change(second_key), jnp.mean(jax.lax.map(derivative, parts), axis=0)
 
-    return jax.lax.map(one, jax.random.split(key, lines), batch_size=together)
+    return jax.lax.map(one, (jax.random.split(key, len(begins)), begins, ends), batch_size=together)

@@ -11,7 +11,7 @@ import pytest
 from numpyro.distributions import constraints
 
 import numpyro_epi as epi
-from numpyro_epi import _search
+from numpyro_epi import _gradients, _search
 from numpyro_epi._work import solve_by_chains
 
 LINE = dist.ImproperUniform(constraints.real, (), ())
@@ -130,6 +130,20 @@ def test_a_fit_without_an_answer_says_so_at_once():
     assert result.status_name == "infeasible" and not result.satisfied
     assert "Give a proper prior, a std beside the mean" in result.status_message
     assert "multipliers" not in result.status_message
+
+
+def test_gradients_are_compared_where_the_property_is(monkeypatch: pytest.MonkeyPatch):
+    """Along lines of the usual size a step of the width 1e-4 is hardly ever met by a derivative, and would seem to have none."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    mean_tanh = weights @ np.tanh(0.4 * nodes - 1.0) / weights.sum()
+    problem = one(
+        LINE,
+        first_two(-1e-4, 0.4e-4),
+        epi.Target(lambda sites: jnp.tanh(sites["z"] / 1e-4), mean=mean_tanh, name="tanh"),
+    )
+    assert _gradients.misleading(problem) == ()
+    monkeypatch.setattr(_gradients, "find_reference", lambda *_: (None, 0))
+    assert _gradients.misleading(problem) == ("tanh",)
 
 
 @pytest.mark.slow
