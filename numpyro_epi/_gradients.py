@@ -43,7 +43,9 @@ def misleading(problem: Problem) -> tuple[str, ...]:
         return ()
     lines, pieces = (FEW_LINES, FEW_PIECES) if cost > EXPENSIVE else (NUM_LINES, NUM_PIECES)
     together = min(64, max(1, TOGETHER // max(1, cost)))
-    found_lines = _changes(problem, jax.random.key(0), _ends(problem, 2 * lines), pieces, together)
+    found_lines = _changes(
+        problem, jax.random.key(0), _ends(problem, 2 * lines, is_cheap=cost <= EXPENSIVE), pieces, together
+    )
     changes, again, integrals = (np.asarray(part, float) for part in found_lines)
     found = []
     for i, constraint in enumerate(problem.constraints):
@@ -69,10 +71,13 @@ def without_misleading_gradients(problem: Problem) -> Problem:
     return known
 
 
-def _ends(problem: Problem, count: int) -> Draws:
-    """Draws of the prior; where there is none, of the normal near the property: its scale may be a millionth of the usual one."""
+def _ends(problem: Problem, count: int, *, is_cheap: bool) -> Draws:
+    """Draws of the prior; where there is none, of the normal near the property, whose scale may be a millionth of the usual one.
+
+    That takes some 100,000 simulations: where they are not cheap, of the usual wide normal.
+    """
     draws = reference_draws(problem, jax.random.key(1), count)
-    if problem.simulator.has_proper_prior:
+    if problem.simulator.has_proper_prior or not is_cheap:
         return draws
     try:
         reference, _ = find_reference(problem, jax.random.key(2))

@@ -12,6 +12,9 @@ from numpyro.distributions import constraints
 
 import numpyro_epi as epi
 from numpyro_epi import _gradients, _search
+from numpyro_epi._chain_settings import ChainSettings
+from numpyro_epi._chains import solve
+from numpyro_epi._reference import Reference
 from numpyro_epi._work import solve_by_chains
 
 LINE = dist.ImproperUniform(constraints.real, (), ())
@@ -85,9 +88,33 @@ def test_a_target_beyond_the_range_of_a_statistic_has_no_normal():
 
 
 def test_a_normal_that_the_weights_do_not_reach_stands_back_behind_a_proper_prior(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_search, "_nearer", lambda *_: None)
-    problem = one(dist.Normal(0.0, 2.0), first_two(1.0, 0.5), base="lebesgue")
-    assert _search.find_reference(problem, jax.random.key(0))[0] is None
+    """As with a power of the weights of one half in every round; an improper prior has nothing else to begin at."""
+
+    def halved(_: epi.Problem, sample: _search._Sample, __: int) -> tuple[int, np.ndarray]:
+        count = len(sample.draws)
+        return 1, np.full(count, -math.log(count))
+
+    monkeypatch.setattr(_search, "_nearer", halved)
+    target = first_two(1.0, 0.5)
+    assert _search.find_reference(one(dist.Normal(0.0, 2.0), target, base="lebesgue"), jax.random.key(0))[0] is None
+    reference, _ = _search.find_reference(one(LINE, target), jax.random.key(0))
+    assert reference is not None and reference.eta == ()
+
+
+def test_multipliers_that_lead_off_are_found_anew():
+    """Such that widen a normal without end once the reference has gone."""
+    wrong = Reference((0.0,), ((1.0,),), (0.0, -5.0))
+    settings = ChainSettings(
+        num_chains=128, num_leapfrog=6, num_transitions=4, num_updates=80, num_draws=16, max_rounds=8, reference=wrong
+    )
+    solved = solve(one(LINE, first_two(0.3, 0.8)), jax.random.key(0), settings)
+    np.testing.assert_array_less(np.abs(solved.eta - [0.0, 0.5 / 0.8**2]), 5 * np.sqrt(np.diag(solved.error)) + 1e-3)
+
+
+def test_expensive_models_are_not_searched_for_the_sake_of_their_gradients(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(_gradients, "work", lambda _: _gradients.EXPENSIVE + 1)
+    monkeypatch.setattr(_gradients, "find_reference", lambda *_: pytest.fail("searched"))
+    assert _gradients.misleading(one(LINE, first_two(0.0, 1.0))) == ()
 
 
 FREE = {
