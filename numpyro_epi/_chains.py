@@ -104,15 +104,15 @@ class Solved(NamedTuple):
 def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
     """Follow the path from the reference to the solution, then measure there until the multipliers are precise.
 
-    A path that ends in numbers that are not finite, since it led through densities without a normaliser, is walked again with
-    steps half as long. If
-    chains got lost, which can mean that ``p_eta`` has more mass far away, they are held near the property.
+    A path that ends in numbers that are not finite, or so far out that no chain's differ from another's, led through densities
+    without a normaliser: it is walked again with steps half as long. If chains got lost, which can mean that ``p_eta`` has
+    more mass far away, they are held near the property.
     """
     spent = 0
     for attempt in range(NUM_ATTEMPTS):
         found, is_lost = _solve(problem, jax.random.fold_in(key, attempt) if attempt else key, settings)
         spent += found.num_simulations
-        is_finite = np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer)
+        is_finite = np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer) and np.any(found.error)
         if is_finite and (not is_lost or settings.within is not None or not any(wanted_spreads(problem))):
             break
         settings = replace(settings, within=WITHIN) if is_finite else _slower(settings)
