@@ -1,18 +1,24 @@
 """A new flow, moved to where a start says."""
 
+from typing import NamedTuple
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import paramax
 import scipy.special
+from flowjax.bijections import AbstractBijection, Affine, Chain, Scan
 from flowjax.distributions import AbstractDistribution, Transformed
-from jaxtyping import Bool, PyTree
+from jaxtyping import Bool, Float, PyTree
 from scipy.cluster.vq import kmeans2
 
 from . import _optimizer, flows, starts
 from ._loop import combine, partition, share_programs
+from ._marginals import fitted, straight
 from ._products import compiled
-from ._types import Draws, Key, Scalar
+from ._types import Draws, Key, PerDraw, Scalar
 from .objectives import mean_log_density
 
 COMPONENTS, MIN_DRAWS_PER_COMPONENT = (1, 2, 4, 8, 16), 100
@@ -32,31 +38,83 @@ LOOKS, HELD_OUT, ENOUGH_HELD, MOST_ADJACENT = 10, (3, 10), 100, 50
 most of them in a row: neighbours are draws of one chain, or one draw many times."""
 
 
-def num_components(begin: starts.Start) -> int:
-    """Components of the flow's base: as many as the start's draws are likeliest with, one where they are not fitted.
+class Outline(NamedTuple):
+    """What a new flow is made of, from a start's draws.
 
-    A single blob that 16 normals share is further from one normal, in many dimensions, than a flow bends back.
+    Attributes:
+        loc: Means of the draws, shape [D], and ``scale``, their standard deviations: the last map of every flow, which is not
+            trained. All before it are of standardised coordinates, whose optimiser's steps then suit every scale.
+        marginals: Map of each standardised coordinate; ``None`` where the user chose the flow.
+        components: Of its base: as many as the draws are likeliest with, one where they are not fitted.
     """
-    if not begin.fit_draws:
-        return 1
+
+    loc: Float[np.ndarray, " D"]
+    scale: Float[np.ndarray, " D"]
+    marginals: Scan | None
+    components: int
+
+    def whitened(self, draws: Float[np.ndarray, "N D"]) -> "_Whitened":
+        """The draws as a flow of zero mean and unit covariance would have to make them."""
+        draws = (draws - self.loc) / self.scale
+        log_det = np.zeros(len(draws))
+        if self.marginals is not None:
+            draws, log_det = _inverse(self.marginals, draws)
+        loc, cholesky = _moments(draws)
+        white = np.linalg.solve(cholesky, (draws - loc).T).T
+        return _Whitened(white, loc, cholesky, log_det - np.log(np.diag(cholesky)).sum())
+
+
+class _Whitened(NamedTuple):
+    """Draws of zero mean and unit covariance, the map to the ones before, and the log determinant of all maps to them."""
+
+    draws: Float[np.ndarray, "N D"]
+    loc: Float[np.ndarray, " D"]
+    cholesky: Float[np.ndarray, "D D"]
+    log_det: Float[np.ndarray, " N"]
+
+
+def outline(builder: flows.FlowBuilder, begin: starts.Start) -> Outline:
+    """The outline with which the draws that are held out are likeliest.
+
+    A single blob that 16 normals share is further from one normal, in many dimensions, than a flow bends back: of maps of the
+    marginals and normals it is one or the other. Maps that stretch the gaps between modes are in the way of normals for each.
+    """
     draws = np.asarray(begin.draws, float)
-    loc, cholesky = _moments(draws)
-    whitened = np.linalg.solve(cholesky, (draws - loc).T).T
-    is_held = _held_out(len(draws))
-    likelihoods = {
-        count: _likelihood(whitened[is_held], *_clusters(whitened[~is_held], count))
-        for count in COMPONENTS
-        if count == 1 or count * MIN_DRAWS_PER_COMPONENT <= len(draws)
-    }
-    return max(likelihoods, key=lambda count: np.nan_to_num(likelihoods[count], nan=-np.inf))
+    spread = draws.std(axis=0)
+    dim = draws.shape[1]
+    plain = Outline(
+        loc=draws.mean(axis=0),
+        # Draws that are all the same have none.
+        scale=np.where(spread > 0, spread, 1.0),
+        marginals=straight(dim) if builder is flows.default else None,
+        components=1,
+    )
+    if not begin.fit_draws:
+        return plain
+    found = [plain._replace(components=n) for n in COMPONENTS if n == 1 or n * MIN_DRAWS_PER_COMPONENT <= len(draws)]
+    if plain.marginals is not None:
+        standardised = jnp.asarray((draws - plain.loc) / plain.scale, float)
+        found.append(plain._replace(marginals=fitted(plain.marginals, standardised[~_held_out(len(draws))])))
+    likelihoods = [_likelihood_of_held_out(each, draws) for each in found]
+    return found[int(np.argmax(np.nan_to_num(likelihoods, nan=-np.inf)))]
 
 
 def build_flow(key: Key, builder: flows.FlowBuilder, dim: int, components: int) -> Transformed:
     """A flow of the shape that `fit` trains, before it is moved anywhere.
 
     Raises:
-        ValueError: If the builder returns something else than a flowjax distribution of shape ``(dim,)``.
+        TypeError: If the builder returns something else than a flowjax distribution.
+        ValueError: If that is not of shape ``(dim,)``.
     """
+    built = _built(key, builder, dim)
+    marginals = straight(dim) if builder is flows.default else None
+    if components > 1 and isinstance(built, Transformed):
+        ones = jnp.ones((components, dim))
+        built = flows.with_mixture_base(built, 0 * ones, ones, jnp.ones(components))
+    return _outermost(built, Outline(np.zeros(dim), np.ones(dim), marginals, components), np.zeros(dim), np.eye(dim))
+
+
+def _built(key: Key, builder: flows.FlowBuilder, dim: int) -> AbstractDistribution:
     built = builder(key, dim)
     if not isinstance(built, AbstractDistribution):
         raise TypeError(f"Expected flow(key, dim) to return a flowjax distribution; got {type(built).__name__}.")
@@ -65,17 +123,14 @@ def build_flow(key: Key, builder: flows.FlowBuilder, dim: int, components: int) 
             f"Expected an unconditional flow of shape {(dim,)}; got shape {built.shape}, condition {built.cond_shape}. "
             f"Build it with dim={dim}."
         )
-    if components > 1 and isinstance(built, Transformed):
-        ones = jnp.ones((components, dim))
-        built = flows.with_mixture_base(built, 0 * ones, ones, jnp.ones(components))
-    return share_programs(flows.with_affine(built, jnp.zeros(dim), jnp.eye(dim)))
+    return built
 
 
 def begin_flow(
     key: Key,
     builder: flows.FlowBuilder,
     begin: starts.Start,
-    dim: int,
+    found: Outline,
     *,
     is_fitted: bool = False,
     static: PyTree = None,
@@ -85,23 +140,43 @@ def begin_flow(
     With ``static``, the fixed arrays of an earlier flow by the same builder, it differs from that in its trainable ones.
     """
     build_key, fit_key = jax.random.split(key)
-    components = num_components(begin)
-    built = build_flow(build_key, builder, dim, components)
-    draws = np.asarray(begin.draws, float)
-    loc, cholesky = _moments(draws)
-    inner = built.base_dist
-    if components > 1 and isinstance(inner, Transformed):
-        whitened = np.linalg.solve(cholesky, (draws - loc).T).T
-        clusters = (jnp.asarray(part, float) for part in _clusters(whitened, components))
+    inner = _built(build_key, builder, len(found.loc))
+    white = found.whitened(np.asarray(begin.draws, float))
+    if found.components > 1 and isinstance(inner, Transformed):
+        # Where the flow has them before it is trained, which permutes coordinates and is only near the identity.
+        draws, _ = _inverse(inner.bijection, white.draws)
+        clusters = (jnp.asarray(part, float) for part in _clusters(draws, found.components))
         inner = flows.with_mixture_base(inner, *clusters)
-    moved: AbstractDistribution = share_programs(
-        flows.with_affine(inner, jnp.asarray(loc, float), jnp.asarray(cholesky, float))
-    )
+    moved: AbstractDistribution = _outermost(inner, found, white.loc, white.cholesky)
     if static is not None:
         moved = combine(partition(moved)[0], static)
     if not begin.fit_draws or is_fitted:
         return moved
     return _fit_draws(fit_key, moved, begin.draws)
+
+
+def _outermost(
+    inner: AbstractDistribution, found: Outline, loc: Float[np.ndarray, " D"], cholesky: Float[np.ndarray, "D D"]
+) -> Transformed:
+    """Mean and covariance, the map of each marginal, and the scales, which are not trained."""
+    white = flows.with_affine(inner, jnp.asarray(loc, float), jnp.asarray(cholesky, float))
+    scales = eqx.tree_at(
+        lambda affine: (affine.loc, affine.scale),
+        Affine(jnp.asarray(found.loc, float), jnp.asarray(found.scale, float)),
+        replace_fn=paramax.NonTrainable,
+        is_leaf=lambda leaf: isinstance(leaf, paramax.AbstractUnwrappable),
+    )
+    return share_programs(Transformed(white, Chain([*([found.marginals] if found.marginals else []), scales])))
+
+
+@compiled
+def _inverse_of_all(bijection: AbstractBijection, draws: Draws) -> tuple[Draws, PerDraw]:
+    return jax.vmap(bijection.inverse_and_log_det)(draws)
+
+
+def _inverse(bijection: AbstractBijection, draws: Float[np.ndarray, "N D"]) -> tuple[np.ndarray, np.ndarray]:
+    before, log_det = _inverse_of_all(bijection, jnp.asarray(draws, float))
+    return np.asarray(before, float), np.asarray(log_det, float)
 
 
 def _moments(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -120,6 +195,15 @@ def _clusters(draws: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np
     index = np.where(sizes > 1, np.arange(count), np.argmax(sizes))
     spreads = np.array([draws[labels == i].std(axis=0) + 1e-3 for i in index])
     return centres[index], spreads, sizes[index]
+
+
+def _likelihood_of_held_out(found: Outline, draws: Float[np.ndarray, "N D"]) -> float:
+    """Mean log density of draws that are held out, nats, less what all outlines have in common."""
+    white, is_held = found.whitened(draws), _held_out(len(draws))
+    normals = (np.zeros((1, draws.shape[1])), np.ones((1, draws.shape[1])), np.ones(1))
+    if found.components > 1:
+        normals = _clusters(white.draws[~is_held], found.components)
+    return _likelihood(white.draws[is_held], *normals) + float(np.mean(white.log_det[is_held]))
 
 
 def _likelihood(draws: np.ndarray, centres: np.ndarray, spreads: np.ndarray, shares: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import optax
 from flowjax.distributions import AbstractDistribution
 
 from . import _optimizer, flows, objectives, starts
-from ._begin import begin_flow, num_components
+from ._begin import Outline, begin_flow, outline
 from ._certificate import MAX_KHAT, Known, assess, assess_by_draws, cost
 from ._checkpoint import Keeper, Saved, describe, fingerprint, without_addresses
 from ._chunks import NUM_CHUNKS, Chunks, Goal, arrived, given_up, is_stuck, run_chunks, seems_near, violations
@@ -148,7 +148,8 @@ class Plan(NamedTuple):
     ) -> Result:
         """All that comes after the start."""
         keys = jax.random.split(self.key, 5)
-        fleet, run, budget = self._launch(keys, begin, saved)
+        shape = outline(self.method.flow, begin)
+        fleet, run, budget = self._launch(keys, begin, shape, saved)
         conditioned = conditioner(self.problem)
         recorder = Recorder(self.problem, jax.random.fold_in(keys[2], 5), self.num_snapshots)
         if saved is not None:
@@ -201,7 +202,7 @@ class Plan(NamedTuple):
                 return None
             if not is_stuck(run, self.problem, self.max_gap, begin.log_normalizer):
                 return None
-            return Chunks(self._again(keys, begin, fleet, run.attempt + 1), [], run.attempt + 1)
+            return Chunks(self._again(keys, begin, shape, fleet, run.attempt + 1), [], run.attempt + 1)
 
         with StopRequest() as stop:
             run, verdicts = run_chunks(
@@ -225,7 +226,7 @@ class Plan(NamedTuple):
             )
             guides = list(map(conditioned, fleet.flows(states)))
             last = certificates.get(len(run.found))
-            return self._finish(keys, begin, states, guides, run, verdicts, last, stop, began, recorder)
+            return self._finish(keys, begin, shape, states, guides, run, verdicts, last, stop, began, recorder)
 
     def _is_single(self, begin: starts.Start) -> bool:
         """Whether one guide moves towards a known solution, so that it can be certified on its way."""
@@ -263,20 +264,20 @@ class Plan(NamedTuple):
             memory=max(1, self.max_steps // AVERAGED_PART),
         )
 
-    def _again(self, keys: Key, begin: starts.Start, fleet: Fleet, attempt: int) -> LoopState:
+    def _again(self, keys: Key, begin: starts.Start, shape: Outline, fleet: Fleet, attempt: int) -> LoopState:
         """The first state of another attempt: other initial values of the flow, with the fixed arrays of the first one."""
         one = jax.vmap(lambda key: jax.random.fold_in(key, 2000 + attempt))(keys)
-        flow = begin_flow(one[1], self.method.flow, begin, self.problem.dim, static=fleet.loop.static)
+        flow = begin_flow(one[1], self.method.flow, begin, shape, static=fleet.loop.static)
         _, state, _ = self._settings(begin).begin(flow, begin, one, is_known=False)
         return state
 
-    def _launch(self, keys: Key, begin: starts.Start, saved: Saved | None) -> tuple[Fleet, Chunks, int]:
+    def _launch(self, keys: Key, begin: starts.Start, shape: Outline, saved: Saved | None) -> tuple[Fleet, Chunks, int]:
         """The compiled loop, where it stands, and the steps that it may take."""
-        problem, method, is_known = self.problem, self.method, saved is not None
+        method, is_known = self.method, saved is not None
         settings = self._settings(begin)
         begun = []
         for one in _restart_keys(keys, self.num_restarts):
-            flow = begin_flow(one[1], method.flow, begin, problem.dim, is_fitted=is_known)
+            flow = begin_flow(one[1], method.flow, begin, shape, is_fitted=is_known)
             begun.append(settings.begin(flow, begin, one, is_known=is_known))
         fleet = Fleet.of([loop for loop, _, _ in begun])
         run = Chunks(fleet.stack([state for _, state, _ in begun]), [])
@@ -289,6 +290,7 @@ class Plan(NamedTuple):
         self,
         keys: Key,
         begin: starts.Start,
+        shape: Outline,
         states: list[LoopState],
         guides: list[AbstractDistribution],
         run: Chunks,
@@ -385,7 +387,7 @@ class Plan(NamedTuple):
                 "flow": self.method.flow_name(),
                 "rule": repr(self.method.rule),
                 "pathwise": self._is_pathwise(),
-                "num_components": num_components(begin),
+                "num_components": shape.components,
                 "num_mixed": restarts.num_mixed if restarts else 1,
                 "cut_by": cut_by,
                 "nonfinite": problem.nonfinite,

@@ -59,6 +59,7 @@ LAYERS = (
         "_gradients",
         "starts",
         "_optimizer",
+        "_marginals",
         "_begin",
         "_memory",
         "_restarts",
