@@ -32,6 +32,7 @@ from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._arguments import as_number, check_bool, check_count, check_instance, check_positive
+from ._marginals import SinhArcsinh
 from ._types import Key
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "FlowBuilder",
     "MaskedAutoregressive",
     "affine",
+    "bent",
     "default",
     "fixed_permutation",
     "flip",
@@ -53,6 +55,10 @@ __all__ = [
 FlowBuilder = Callable[[Key, int], AbstractDistribution]
 """Anything that builds a flowjax distribution of shape ``(dim,)`` from a key and ``dim``."""
 
+SLOWNESS = 0.3
+"""Part of a bend's numbers that a network's output makes: where it made all, eleven numbers ended with .10 nats of forward KL
+instead of .05, and a ball in a box with .39 instead of .12."""
+
 Mixing = Callable[[Key, int], AbstractBijection]
 """Builds the map that stands between two stages."""
 
@@ -65,6 +71,17 @@ def affine(min_scale: float = 1e-2) -> AbstractBijection:
         lambda x: jax.nn.softplus(x) + min_scale, _inverse_softplus(1 - min_scale)
     )
     return eqx.tree_at(lambda bijection: bijection.scale, Affine(), scale)
+
+
+def bent(count: int = 2) -> AbstractBijection:
+    """`affine` and then smooth bends, as a coupling's transformer (Jones & Pewsey 2009, Biometrika 96:761).
+
+    Conditional distributions are then skewed, or have gaps, where needed, as at a region's edges: after the likelihood fit a
+    shell in four dimensions was .07 nats from its draws instead of .10, a ball in a box of two or three .04 and .12 instead of
+    .12 and .25, in a quarter more time.
+    """
+    check_count("count", count)
+    return Chain([affine(), *(_bend(loc) for loc in np.linspace(-1.0, 1.0, count))])
 
 
 def spline(knots: int = 8, interval: float = 4.0) -> AbstractBijection:
@@ -129,7 +146,7 @@ class Coupling(eqx.Module):
         num_stages: Coupling stages; two let every coordinate move.
         width: Units of a conditioner's hidden layer.
         depth: Hidden layers of a conditioner.
-        transformer: Scalar bijection that the conditioner parameterises: `affine()` or `spline()`.
+        transformer: Scalar bijection that the conditioner parameterises: `affine()`, `bent()` or `spline()`.
         mixing: Builds the map after each stage: `learnt_linear`, `fixed_permutation` or `flip`.
         normalise: Add a trainable elementwise affine map after each stage; unlike batch normalisation, it is one and
             the same map in both directions, so the density is exact.
@@ -186,7 +203,7 @@ class MaskedAutoregressive(eqx.Module):
         num_stages: Autoregressive stages.
         width: Units of a hidden layer; at least ``dim`` are used, since fewer leave coordinates unconditioned.
         depth: Hidden layers.
-        transformer: Scalar bijection that the network parameterises: `affine()` or `spline()`.
+        transformer: Scalar bijection that the network parameterises: `affine()`, `bent()` or `spline()`.
         mixing: Builds the map after each stage: `learnt_linear`, `fixed_permutation` or `flip`.
         normalise: Add a trainable elementwise affine map after each stage.
         closing_affine: End with a trainable triangular affine map.
@@ -257,7 +274,7 @@ class Elementwise(eqx.Module):
 
 def default(key: Key, dim: int) -> AbstractDistribution:
     """The flow `fit` uses: chosen by measuring over the exact problems (``benchmarks/quality.py``)."""
-    return Elementwise()(key, dim) if dim == 1 else Coupling()(key, dim)
+    return Elementwise()(key, dim) if dim == 1 else Coupling(transformer=bent())(key, dim)
 
 
 def with_mixture_base(
@@ -345,6 +362,16 @@ def _shrink(bijection: AbstractBijection, layer: Callable, factor: float) -> Abs
 
 def _last_masked_layer(bijection: MaskedAutoregressiveBijection) -> PyTree:
     return bijection.masked_autoregressive_mlp.layers[-1]
+
+
+def _bend(loc: float) -> SinhArcsinh:
+    zero = jnp.zeros(())
+    bend = SinhArcsinh(loc=jnp.asarray(loc / SLOWNESS), log_width=zero, bend=zero, shape=())  # type: ignore[call-arg]
+    return jax.tree.map(lambda leaf: paramax.Parameterize(_slowly, leaf), bend)
+
+
+def _slowly(x: Array) -> Array:
+    return SLOWNESS * x
 
 
 def _inverse_softplus(x: float) -> Array:

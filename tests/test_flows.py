@@ -72,6 +72,7 @@ BUILDERS: dict[str, Callable[[], flows.FlowBuilder]] = {
     "autoregressive-affine": autoregressive,
     "autoregressive-spline": autoregressive_spline,
     "elementwise": flows.Elementwise,
+    "elementwise-bent": lambda: flows.Elementwise(1, flows.bent(3)),
     "elementwise-affine": lambda: flows.Elementwise(1, flows.affine(), closing_affine=True),
     **{name: partial(coupling, *choice) for name, choice in CHOICES.items()},
 }
