@@ -28,13 +28,17 @@ MISSED, SURE = 0.25, 5.0
 """Fraction of a statistic's change along the lines that its gradient must miss, and in how many standard errors."""
 
 
-def misleading(problem: Problem) -> tuple[str, ...]:
+def misleading(problem: Problem, draws: Draws | None = None) -> tuple[str, ...]:
     """Names of the statistics that are declared differentiable and whose gradients miss their changes.
 
     Along a line, the change of a statistic is the integral of its derivative, which a random point in each piece of the line
     estimates without bias. The product of what is missed with the change under other noise of the simulator has mean zero
     if gradients are right on average over the noise, however narrow the statistic's features are. Simulations beyond `VAST`
     are not compared.
+
+    Args:
+        problem: The question.
+        draws: Between which the lines lead, shape [N, D]; by default those of the prior, or of a normal near the property.
     """
     declared = [t.statistic.name for t in problem.property.targets if t.statistic.differentiable]
     if not declared or not problem.differentiable:
@@ -43,9 +47,11 @@ def misleading(problem: Problem) -> tuple[str, ...]:
         return ()
     lines, pieces = (FEW_LINES, FEW_PIECES) if cost > EXPENSIVE else (NUM_LINES, NUM_PIECES)
     together = min(64, max(1, TOGETHER // max(1, cost)))
-    found_lines = _changes(
-        problem, jax.random.key(0), _ends(problem, 2 * lines, is_cheap=cost <= EXPENSIVE), pieces, together
-    )
+    if draws is None:
+        ends = _ends(problem, 2 * lines, is_cheap=cost <= EXPENSIVE)
+    else:
+        ends = draws[jax.random.randint(jax.random.key(4), (2 * lines,), 0, len(draws))]
+    found_lines = _changes(problem, jax.random.key(0), ends, pieces, together)
     changes, again, integrals = (np.asarray(part, float) for part in found_lines)
     found = []
     for i, constraint in enumerate(problem.constraints):
@@ -61,9 +67,9 @@ def misleading(problem: Problem) -> tuple[str, ...]:
     return tuple(sorted(set(owners.values()) or set(found)))
 
 
-def without_misleading_gradients(problem: Problem) -> Problem:
-    """The problem, knowing whose gradients mislead, so that nothing follows them."""
-    names = misleading(problem)
+def without_misleading_gradients(problem: Problem, draws: Draws | None = None) -> Problem:
+    """The problem, knowing whose gradients mislead, so that nothing follows them; see `misleading`."""
+    names = misleading(problem, draws)
     if not names:
         return problem
     known = copy.copy(problem)

@@ -18,6 +18,7 @@ from ._checkpoint import Keeper, Saved, describe, fingerprint, without_addresses
 from ._chunks import NUM_CHUNKS, Chunks, Goal, arrived, given_up, is_stuck, run_chunks, seems_near, violations
 from ._conditioned import Conditioned, conditioner
 from ._fresh import measure
+from ._gradients import without_misleading_gradients
 from ._journal import Journal
 from ._keys import key_text
 from ._loop import EpochRecord, Loop, LoopState, partition
@@ -147,6 +148,15 @@ class Plan(NamedTuple):
         self, begin: starts.Start, saved: Saved | None, keeper: Keeper | None, *, began: float, progress: bool
     ) -> Result:
         """All that comes after the start."""
+        if self.method.objective is None and begin.eta is not None:
+            # A step around a small part of the prior shows where the solution is, and nowhere else.
+            problem = without_misleading_gradients(self.problem, begin.draws)
+            return self._replace(problem=problem)._run(begin, saved, keeper, began=began, progress=progress)
+        return self._run(begin, saved, keeper, began=began, progress=progress)
+
+    def _run(
+        self, begin: starts.Start, saved: Saved | None, keeper: Keeper | None, *, began: float, progress: bool
+    ) -> Result:
         keys = jax.random.split(self.key, 5)
         shape = outline(self.method.flow, begin)
         fleet, run, budget = self._launch(keys, begin, shape, saved)

@@ -198,6 +198,39 @@ def test_misleading_gradients_are_noticed(made, is_misleading):
     assert without_misleading_gradients(problem).differentiable is not is_misleading
 
 
+class Ball(epi.starts.AbstractStart):
+    """The exact answer for a small ball of probability one half: uniform in it, and uniform elsewhere."""
+
+    def __call__(self, key, problem):
+        rng = np.random.default_rng(5)
+        inside = 0.3 + 0.01 * rng.uniform(-1.0, 1.0, (4000, 2))
+        z = np.where(rng.random((4000, 1)) < 0.5, inside, rng.uniform(-1.0, 1.0, (4000, 2)))
+        draws = jax.vmap(lambda z: problem.simulator.unconstrain({"z": z}))(jnp.asarray(z, float))
+        # The event has the probability 1e-4 in the prior.
+        return epi.starts.Start(draws, False, -jnp.log(jnp.array([1e4 - 1])), "Exact.", covariance=jnp.array([[0.25]]))
+
+
+def small_square(smooth: bool):
+    def event(s):
+        away = jnp.max(jnp.abs(s["z"] - 0.3)) / 0.01
+        return jax.nn.sigmoid(20.0 * (1.0 - away)) if smooth else 1.0 * (away < 1.0)
+
+    return epi.Problem(uniform(-1.0, 1.0, 2), epi.EmergentProperty(epi.Target(named("event", event), 0.5)))
+
+
+@pytest.mark.parametrize("smooth", [False, True], ids=["step", "smooth"])
+def test_gradients_that_mislead_where_the_solution_is_alone_are_noticed_there(smooth: bool, tmp_path):
+    """A step around a ten-thousandth of the prior, of which draws of the prior show nothing."""
+    problem = small_square(smooth)
+    assert misleading(problem) == ()
+    path, options = tmp_path / "run.ckpt", {"start": Ball(), "flow": flows.Elementwise(1, flows.affine())}
+    result = epi.fit(KEY, problem, checkpoint=path, max_steps=100, certify=False, progress=False, **options)
+    assert result.settings["pathwise"] is smooth
+    assert ("gradients of event are not those of its mean" in result.settings["start_message"]) is not smooth
+    resumed = epi.resume(path, problem, progress=False, **options)
+    assert resumed.settings["pathwise"] is smooth
+
+
 def test_declared_statistics_are_not_looked_at():
     model, _, parameters = poisson()
     counts = named("n", lambda s: s["n"] * 1.0, differentiable=False)
