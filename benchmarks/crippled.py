@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import numpyro_epi as epi
-from numpyro_epi._begin import begin_flow
+from numpyro_epi._begin import begin_flow, outline
 from numpyro_epi._certificate import assess
 from numpyro_epi.starts import Start
 
@@ -52,7 +52,7 @@ def main() -> None:
             sites = {n: np.asarray(v).reshape(-1, *v.shape[2:]) for n, v in dual.draws().items()}
             kept = np.flatnonzero(keeps(sites))
             start = Start(draws[kept], True, jnp.asarray(dual.eta, draws.dtype), "")
-            flow = begin_flow(jax.random.key(seed), epi.flows.default, start, exact.problem.dim)
+            flow = begin_flow(jax.random.key(seed), epi.flows.default, start, outline(epi.flows.default, start))
             share = len(kept) / len(draws)
             for label, solution in (("alone", None), ("chains", draws)):
                 found = assess(jax.random.key(seed), exact.problem, flow, dual.eta, solution=solution)

@@ -90,7 +90,8 @@ def _row(name: str, method: str, seeds: int) -> tuple[str, ...]:
 
 @contextmanager
 def _components(count: int | None) -> Iterator[None]:
-    with mock.patch.object(_begin, "MAX_COMPONENTS", count or _begin.MAX_COMPONENTS):
+    allowed = tuple(n for n in _begin.COMPONENTS if count is None or n <= count)
+    with mock.patch.object(_begin, "COMPONENTS", allowed):
         yield
 
 

@@ -1,6 +1,6 @@
 """A new flow, moved to where a start says."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -42,8 +42,9 @@ class Outline(NamedTuple):
     """What a new flow is made of, from a start's draws.
 
     Attributes:
-        loc: Means of the draws, shape [D], and ``scale``, their standard deviations: the last map of every flow, which is not
-            trained. All before it are of standardised coordinates, whose optimiser's steps then suit every scale.
+        loc: Means of the draws, shape [D].
+        scale: Their standard deviations, shape [D]. These two are the last map of every flow and are not trained: all before it
+            is in standardised coordinates, so that the optimiser's steps suit every scale.
         marginals: Map of each standardised coordinate; ``None`` where the user chose the flow.
         components: Of its base: as many as the draws are likeliest with, one where they are not fitted.
     """
@@ -54,7 +55,7 @@ class Outline(NamedTuple):
     components: int
 
     def whitened(self, draws: Float[np.ndarray, "N D"]) -> "_Whitened":
-        """The draws as a flow of zero mean and unit covariance would have to make them."""
+        """The draws standardised, taken back through the maps of the marginals, and whitened."""
         draws = (draws - self.loc) / self.scale
         log_det = np.zeros(len(draws))
         if self.marginals is not None:
@@ -140,16 +141,17 @@ def begin_flow(
     With ``static``, the fixed arrays of an earlier flow by the same builder, it differs from that in its trainable ones.
     """
     build_key, fit_key = jax.random.split(key)
-    inner = _built(build_key, builder, len(found.loc))
+    whole: Any = build_flow(build_key, builder, len(found.loc), found.components)
+    if static is not None:
+        whole = combine(partition(whole)[0], static)
+    inner = whole.base_dist.base_dist
     white = found.whitened(np.asarray(begin.draws, float))
     if found.components > 1 and isinstance(inner, Transformed):
-        # Where the flow has them before it is trained, which permutes coordinates and is only near the identity.
+        # Where the flow has them before it is trained: it permutes coordinates, by fixed arrays, and is only near the identity.
         draws, _ = _inverse(inner.bijection, white.draws)
-        clusters = (jnp.asarray(part, float) for part in _clusters(draws, found.components))
-        inner = flows.with_mixture_base(inner, *clusters)
+        clusters = _clusters(draws[np.all(np.isfinite(draws), axis=1)], found.components)
+        inner = flows.with_mixture_base(inner, *(jnp.asarray(part, float) for part in clusters))
     moved: AbstractDistribution = _outermost(inner, found, white.loc, white.cholesky)
-    if static is not None:
-        moved = combine(partition(moved)[0], static)
     if not begin.fit_draws or is_fitted:
         return moved
     return _fit_draws(fit_key, moved, begin.draws)

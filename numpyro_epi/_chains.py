@@ -104,7 +104,7 @@ class Solved(NamedTuple):
 def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
     """Follow the path from the reference to the solution, then measure there until the multipliers are precise.
 
-    A path that ends in numbers that are not finite, or so far out that no chain's differ from another's, led through densities
+    A path that ends in numbers that are not finite, or in multipliers that are the same by every chain, led through densities
     without a normaliser: it is walked again with steps half as long. If chains got lost, which can mean that ``p_eta`` has
     more mass far away, they are held near the property.
     """
@@ -112,11 +112,11 @@ def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
     for attempt in range(NUM_ATTEMPTS):
         found, is_lost = _solve(problem, jax.random.fold_in(key, attempt) if attempt else key, settings)
         spent += found.num_simulations
-        is_finite = np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer) and np.any(found.error)
+        is_finite = bool(np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer) and np.any(found.error))
         if is_finite and (not is_lost or settings.within is not None or not any(wanted_spreads(problem))):
             break
         settings = replace(settings, within=WITHIN) if is_finite else _slower(settings)
-    return found._replace(num_simulations=spent)
+    return found._replace(num_simulations=spent, converged=found.converged and is_finite)
 
 
 def _slower(settings: ChainSettings) -> ChainSettings:
@@ -151,7 +151,8 @@ def _solve(problem: Problem, key: Key, settings: ChainSettings) -> tuple[Solved,
         precise = np.max(np.sqrt(np.diagonal(error)) * scale) <= settings.precision * max(size, SMALL)
         moments = np.asarray(record.moments, float).reshape(-1, len(scale))
         covariance = np.atleast_2d(np.cov(moments.T))
-        violation_error = np.sqrt(np.diagonal(covariance @ error @ covariance))
+        # Rounding can leave a zero below zero.
+        violation_error = np.sqrt(np.maximum(np.diagonal(covariance @ error @ covariance), 0.0))
         precise = precise and np.all(violation_error <= VIOLATION_ERROR * scale)
         # A step is one standard deviation long at most: chains that come nearer by it are on their way.
         num_lost = num_lost + 1 if LOST < newton.length and last_length - 0.5 < newton.length else 0

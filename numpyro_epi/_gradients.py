@@ -22,7 +22,7 @@ VAST, TOGETHER = 20_000_000, 10_000_000
 """Work of one simulation beyond which nothing is compared, and of all lines whose simulations are in memory at once."""
 
 REACH = 1.0
-"""Largest length of a line, as a fraction of the way from one draw of the reference to another."""
+"""Largest length of a line, as a fraction of the way from one draw to another."""
 
 MISSED, SURE = 0.25, 5.0
 """Fraction of a statistic's change along the lines that its gradient must miss, and in how many standard errors."""

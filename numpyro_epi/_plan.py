@@ -148,11 +148,11 @@ class Plan(NamedTuple):
         self, begin: starts.Start, saved: Saved | None, keeper: Keeper | None, *, began: float, progress: bool
     ) -> Result:
         """All that comes after the start."""
+        problem = self.problem
         if self.method.objective is None and begin.eta is not None:
-            # A step around a small part of the prior shows where the solution is, and nowhere else.
-            problem = without_misleading_gradients(self.problem, begin.draws)
-            return self._replace(problem=problem)._run(begin, saved, keeper, began=began, progress=progress)
-        return self._run(begin, saved, keeper, began=began, progress=progress)
+            # Draws of the prior may miss a step that only the solution's draws cross.
+            problem = without_misleading_gradients(problem, begin.draws)
+        return self._replace(problem=problem)._run(begin, saved, keeper, began=began, progress=progress)
 
     def _run(
         self, begin: starts.Start, saved: Saved | None, keeper: Keeper | None, *, began: float, progress: bool

@@ -198,8 +198,8 @@ def test_misleading_gradients_are_noticed(made, is_misleading):
     assert without_misleading_gradients(problem).differentiable is not is_misleading
 
 
-class Ball(epi.starts.AbstractStart):
-    """The exact answer for a small ball of probability one half: uniform in it, and uniform elsewhere."""
+class SmallSquare(epi.starts.AbstractStart):
+    """Draws and multiplier for a small square of probability one half: uniform in it, and uniform in all."""
 
     def __call__(self, key, problem):
         rng = np.random.default_rng(5)
@@ -223,7 +223,7 @@ def test_gradients_that_mislead_where_the_solution_is_alone_are_noticed_there(sm
     """A step around a ten-thousandth of the prior, of which draws of the prior show nothing."""
     problem = small_square(smooth)
     assert misleading(problem) == ()
-    path, options = tmp_path / "run.ckpt", {"start": Ball(), "flow": flows.Elementwise(1, flows.affine())}
+    path, options = tmp_path / "run.ckpt", {"start": SmallSquare(), "flow": flows.Elementwise(1, flows.affine())}
     result = epi.fit(KEY, problem, checkpoint=path, max_steps=100, certify=False, progress=False, **options)
     assert result.settings["pathwise"] is smooth
     assert ("gradients of event are not those of its mean" in result.settings["start_message"]) is not smooth

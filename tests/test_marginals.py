@@ -34,9 +34,13 @@ def test_inverse_goes_back(x: list[float]):
     np.testing.assert_allclose(minus, -log_det, rtol=1e-4, atol=1e-5)
 
 
-def test_slopes_far_out_are_the_bends_exponentials():
-    slopes = np.diag(jax.jacobian(_one().transform)(jnp.array([1e3, 1e3])))
-    np.testing.assert_allclose(slopes, np.exp(BEND), rtol=1e-3)
+@pytest.mark.parametrize("x", [-5000.0, 5000.0])
+def test_strong_bends_keep_their_digits_in_the_tails(x: float):
+    bend = _marginals.SinhArcsinh(loc=jnp.zeros(1), log_width=jnp.zeros(1), bend=jnp.full(1, 8.0), shape=(1,))
+    found, log_det = bend.transform_and_log_det(jnp.array([x]))
+    exact = np.sinh(np.arcsinh(x) + 8.0)
+    np.testing.assert_allclose(found, exact, rtol=1e-4)
+    np.testing.assert_allclose(log_det, np.log(np.hypot(1.0, exact) / np.hypot(1.0, x)), rtol=1e-4)
 
 
 def test_new_maps_are_the_identity():
@@ -56,7 +60,7 @@ def test_new_maps_are_the_identity():
 )
 @pytest.mark.parametrize("seed", [11, 12])
 def test_fitted_maps_have_the_entropy_of_the_marginals(marginals: tuple, seed: int):
-    """The mean log density of other draws, less than minus the entropy by the divergence: .05 to .17 nats each for a normal."""
+    """The mean log density of other draws is minus the entropy, less the divergence: of normals .35 and .11 nats."""
     rng = np.random.default_rng(seed)
     draws, others = (np.stack([m.rvs(size=n, random_state=rng) for m in marginals], axis=1) for n in (20_000, 40_000))
     loc, scale = draws.mean(axis=0), draws.std(axis=0)

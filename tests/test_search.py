@@ -109,7 +109,7 @@ def test_multipliers_that_lead_off_are_found_anew(key: int):
         num_chains=128, num_leapfrog=6, num_transitions=4, num_updates=80, num_draws=16, max_rounds=8, reference=wrong
     )
     solved = solve(one(LINE, first_two(0.3, 0.8)), jax.random.key(key), settings)
-    # Not a number is not near anything, as NumPy's own comparison of arrays would have it.
+    # NumPy's own comparison of arrays passes where both sides are not numbers.
     assert np.all(np.abs(solved.eta - [0.0, 0.5 / 0.8**2]) < 5 * np.sqrt(np.diag(solved.error)) + 1e-3), solved.eta
 
 
