@@ -138,7 +138,7 @@ def _with_arrays(flow: AbstractDistribution, saved: xr.Dataset, path: Path) -> A
     if wanted != {p: a.shape for p, a in found.items()}:
         raise ValueError(
             f"Expected the flow that was fitted; the {len(found)} arrays in {path} are not those of the {len(wanted)} "
-            "that flow=... builds. Pass the builder that the run was given."
+            "that flow=... builds. Pass the builder that the run was given; files of an earlier version hold another flow."
         )
     filled = [jnp.asarray(found[keystr(p)], leaf.dtype) if eqx.is_array(leaf) else leaf for p, leaf in leaves]
     return jax.tree.unflatten(structure, filled)
