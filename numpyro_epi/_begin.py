@@ -46,7 +46,8 @@ class Outline(NamedTuple):
         scale: Their standard deviations, shape [D]. These two are the last map of every flow and are not trained: all before it
             is in standardised coordinates, so that the optimiser's steps suit every scale.
         marginals: Map of each standardised coordinate; ``None`` where the user chose the flow.
-        components: Of its base: as many as the draws are likeliest with, one where they are not fitted.
+        components: Number of normals in the flow's base: the one with which the draws are likeliest, one where they are not
+            fitted.
     """
 
     loc: Float[np.ndarray, " D"]
@@ -77,8 +78,9 @@ class _Whitened(NamedTuple):
 def outline(builder: flows.FlowBuilder, begin: starts.Start) -> Outline:
     """The outline with which the draws that are held out are likeliest.
 
-    A single blob that 16 normals share is further from one normal, in many dimensions, than a flow bends back: of maps of the
-    marginals and normals it is one or the other. Maps that stretch the gaps between modes are in the way of normals for each.
+    Either the marginals are fitted, with one normal, or several normals are, with straight marginals: fitted maps stretch the
+    gaps between modes, and then k-means no longer tells the modes apart. More normals than the draws need do harm: in many
+    dimensions, one blob that 16 normals share is further from a normal than a flow bends back.
     """
     draws = np.asarray(begin.draws, float)
     spread = draws.std(axis=0)
@@ -92,11 +94,15 @@ def outline(builder: flows.FlowBuilder, begin: starts.Start) -> Outline:
     )
     if not begin.fit_draws:
         return plain
-    found = [plain._replace(components=n) for n in COMPONENTS if n == 1 or n * MIN_DRAWS_PER_COMPONENT <= len(draws)]
+    is_held = _held_out(len(draws))
+    counts = [n for n in COMPONENTS if n == 1 or n * MIN_DRAWS_PER_COMPONENT <= len(draws)]
+    found, white = [plain._replace(components=n) for n in counts], plain.whitened(draws)
+    likelihoods = [_likelihood_of_held_out(white, n, is_held) for n in counts]
     if plain.marginals is not None:
         standardised = jnp.asarray((draws - plain.loc) / plain.scale, float)
-        found.append(plain._replace(marginals=fitted(plain.marginals, standardised[~_held_out(len(draws))])))
-    likelihoods = [_likelihood_of_held_out(each, draws) for each in found]
+        bent = plain._replace(marginals=fitted(plain.marginals, standardised[~is_held]))
+        found.append(bent)
+        likelihoods.append(_likelihood_of_held_out(bent.whitened(draws), 1, is_held))
     return found[int(np.argmax(np.nan_to_num(likelihoods, nan=-np.inf)))]
 
 
@@ -199,12 +205,12 @@ def _clusters(draws: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np
     return centres[index], spreads, sizes[index]
 
 
-def _likelihood_of_held_out(found: Outline, draws: Float[np.ndarray, "N D"]) -> float:
+def _likelihood_of_held_out(white: _Whitened, components: int, is_held: Bool[np.ndarray, " N"]) -> float:
     """Mean log density of draws that are held out, nats, less what all outlines have in common."""
-    white, is_held = found.whitened(draws), _held_out(len(draws))
-    normals = (np.zeros((1, draws.shape[1])), np.ones((1, draws.shape[1])), np.ones(1))
-    if found.components > 1:
-        normals = _clusters(white.draws[~is_held], found.components)
+    dim = white.draws.shape[1]
+    normals = (np.zeros((1, dim)), np.ones((1, dim)), np.ones(1))
+    if components > 1:
+        normals = _clusters(white.draws[~is_held], components)
     return _likelihood(white.draws[is_held], *normals) + float(np.mean(white.log_det[is_held]))
 
 

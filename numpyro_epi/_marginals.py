@@ -25,13 +25,13 @@ class SinhArcsinh(AbstractBijection):
     """A smooth bend of each coordinate: ``y = loc + width sinh(arcsinh((x - loc) / width) + bend)``.
 
     The transformation of Jones & Pewsey (2009, Biometrika 96:761) with straight tails: slopes go from ``exp(-bend)`` far to the
-    left of ``loc`` to ``exp(bend)`` far to the right. Its inverse is the same map with the bend's sign changed. Some in a row
-    bend a normal to a skewed density, or to one of several modes.
+    left of ``loc`` to ``exp(bend)`` far to the right. Its inverse is the same map with the bend's sign changed. Several in a row
+    turn a normal into a skewed density, or into one with several modes.
 
     Attributes:
         loc: Where the bends are, shape [D]; [K, D] for K maps in a row in a `Scan`, as the others.
-        log_width: Logarithms of how far they stretch, shape [D].
-        bend: Logarithms of the slopes far to the right, shape [D]; zero is the identity.
+        log_width: Logarithm of the distance over which the slope changes, shape [D].
+        bend: Logarithm of the slope far to the right, shape [D]; zero is the identity.
         shape: ``(D,)``.
     """
 
