@@ -14,7 +14,7 @@ from flowjax.distributions import AbstractDistribution
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ._problem import Evaluation, Problem
-from ._products import compiled
+from ._products import compiled_for_long
 from ._types import Key, Metric, Moments, Scalar, Unconstrained
 from .multipliers import AbstractMultiplierRule, EpochSummary, shrunk_inverse
 from .objectives import AbstractObjective, Batch, Lagrangian
@@ -136,7 +136,7 @@ class Loop(eqx.Module):
     memory: int = 100
     pace: float = 0.04
 
-    @compiled
+    @compiled_for_long
     def run_epochs(self, state: LoopState, num_epochs: int) -> tuple[LoopState, EpochRecord]:
         """Run a fixed number of epochs; the records' leading axis is the epoch."""
         return jax.lax.scan(lambda state, _: self.epoch(state), state, None, length=num_epochs)

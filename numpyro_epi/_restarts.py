@@ -18,7 +18,7 @@ from ._loop import EpochRecord, Loop, LoopState, combine
 from ._memory import MEMORY_SHARE, free_memory
 from ._outcome import STATUS, Restarts, Verdict
 from ._problem import Problem
-from ._products import compiled
+from ._products import compiled, compiled_for_long
 from ._types import Draws, Key
 
 CLOSE_ENOUGH = 0.05
@@ -79,7 +79,7 @@ class Fleet(eqx.Module):
             fleet = dataclasses.replace(fleet, at_once=(fleet.at_once + 1) // 2)
 
 
-@compiled
+@compiled_for_long
 def _run_many(fleet: Fleet, states: LoopState, num_epochs: int) -> tuple[LoopState, EpochRecord]:
     arrays, rest = eqx.partition(fleet.loop.static, eqx.is_array)
 

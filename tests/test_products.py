@@ -14,7 +14,7 @@ import pytest
 from jax.lax import Precision
 
 import numpyro_epi as epi
-from numpyro_epi import flows, objectives, signals
+from numpyro_epi import _products, flows, objectives, signals
 from numpyro_epi._density import OfFlow, Tilted
 from numpyro_epi._guide import AutoFlow, FlowDistribution, FlowTransform
 from numpyro_epi._products import compiled, with_full_products
@@ -185,3 +185,25 @@ def test_every_compiled_program_has_full_products():
             if called in ("jit", "filter_jit", "pmap", "filter_pmap"):
                 found.add(path.stem)
     assert found == {"_products", "_memory"}
+
+
+def test_a_program_runs_alone_within_another_vectorised_and_differentiated():
+    program = compiled(lambda x: jnp.sin(x) ** 2)
+    x, slope = jnp.array(0.3), np.sin(0.6)
+    assert program(x) == pytest.approx(np.sin(0.3) ** 2)
+    assert jax.jit(program)(x) == pytest.approx(np.sin(0.3) ** 2)
+    assert jax.jit(lambda: program(x))() == pytest.approx(np.sin(0.3) ** 2)
+    assert jax.vmap(program)(jnp.array([0.3, 0.0])) == pytest.approx([np.sin(0.3) ** 2, 0.0])
+    assert jax.vmap(lambda _: program(x))(jnp.arange(2)) == pytest.approx([np.sin(0.3) ** 2] * 2)
+    assert jax.grad(program)(x) == pytest.approx(slope)
+    assert jax.jit(jax.grad(program))(x) == pytest.approx(slope)
+
+
+def test_a_program_runs_where_the_compiler_does_not_know_the_options(monkeypatch):
+    monkeypatch.setattr(_products, "QUICK", {"xla_cpu_has_no_such_option": False})
+    _products._is_quick_known.cache_clear()
+    try:
+        assert compiled(lambda x: x + 1)(jnp.array(1.0)) == 2.0
+        assert not _products._is_quick_known()
+    finally:
+        _products._is_quick_known.cache_clear()
