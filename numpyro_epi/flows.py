@@ -293,8 +293,23 @@ def with_mixture_base(
     """
     if not isinstance(flow, Transformed):
         raise ValueError(f"Expected a Transformed flow, whose base can be replaced; got {type(flow).__name__}.")
-    components = eqx.filter_vmap(Normal)(centres, spreads)
+    components = eqx.filter_vmap(_normal_in_own_units)(centres, spreads)
     return Transformed(VmapMixture(components, shares), flow.merge_transforms().bijection)
+
+
+def _normal_in_own_units(centre: Float[Array, " D"], spread: Float[Array, " D"]) -> Transformed:
+    """A standard normal, which is trained, and then a fixed map: the optimiser's steps suit the component's own spread."""
+    return Transformed(Normal(jnp.zeros_like(centre), jnp.ones_like(spread)), fixed_affine(centre, spread))
+
+
+def fixed_affine(loc: Float[Array, " D"], scale: Float[Array, " D"]) -> Affine:
+    """Elementwise ``y = loc + scale x``, which is not trained."""
+    return eqx.tree_at(
+        lambda affine: (affine.loc, affine.scale),
+        Affine(loc, scale),
+        (paramax.NonTrainable(loc), paramax.NonTrainable(scale)),
+        is_leaf=lambda leaf: isinstance(leaf, paramax.AbstractUnwrappable),
+    )
 
 
 def with_affine(flow: AbstractDistribution, loc: Float[Array, " D"], cholesky: Float[Array, "D D"]) -> Transformed:
