@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpyro_epi as epi
 from numpyro_epi import flows, objectives
 from numpyro_epi._loop import combine, partition
-from numpyro_epi._products import compiled
+from numpyro_epi._products import compiled_for_long
 
 
 def training_step(problem: epi.Problem, num_draws: int) -> tuple[Callable, Callable[[], object], str]:
@@ -28,5 +28,5 @@ def training_step(problem: epi.Problem, num_draws: int) -> tuple[Callable, Calla
         return objective(key, combine(parameters, static), problem.evaluate, lagrangian, num_draws)[0]
 
     key = jax.random.key(1)
-    program = compiled(jax.value_and_grad(loss)).lower(parameters, key).compile()
+    program = compiled_for_long(jax.value_and_grad(loss)).lower(parameters, key).compile()
     return program, lambda: jax.block_until_ready(program(parameters, key)), type(objective).__name__

@@ -8,13 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import paramax
-import scipy.special
-from flowjax.bijections import AbstractBijection, Chain, Scan
-from flowjax.distributions import AbstractDistribution, Normal, Transformed
-from jaxtyping import Array, Bool, Float, PyTree
-from scipy.cluster.vq import kmeans2
+from flowjax.bijections import AbstractBijection, Affine, Chain, Scan
+from flowjax.distributions import AbstractDistribution, Transformed
+from jaxtyping import Bool, Float, PyTree
 
-from . import _optimizer, flows, starts
+from . import _normals, _optimizer, flows, starts
 from ._loop import combine, partition, share_programs
 from ._marginals import fitted, straight
 from ._products import compiled
@@ -24,12 +22,8 @@ from .objectives import mean_log_density
 COMPONENTS, MIN_DRAWS_PER_COMPONENT = (1, 2, 4, 8, 16), 100
 """Components that a base may have, and the fewest draws that one must stand on."""
 
-SURELY = 2.0
-"""Standard errors by which an outline's held-out draws must be likelier than a simpler one's."""
-
-EXPECTATIONS, LEAST_SPREAD = 30, 1e-5
-"""Steps that make a base's normals the likeliest ones, from clusters: on four needles in four dimensions, .05 nats. And the least
-spread of one, in standard deviations of all draws: at 1e-3, seven needles as thin and thinner in one dimension lost .35 nats."""
+STANDARD_ERRORS, BATCHES = 2.0, 20
+"""By which an outline's held-out draws must be likelier than a simpler one's, and of how many rows the means show them."""
 
 MOST_STEPS, MOST_PASSES, LIKELIHOOD_DRAWS, LIKELIHOOD_RATE, RISING_PART = 4000, 110, 500, 1e-2, 5
 """Most steps that fit a flow to a start's draws, which chains' 20,000 get, most times that each draw is seen, draws in each step,
@@ -58,8 +52,7 @@ class Outline(NamedTuple):
         scale: Their standard deviations, shape [D]. These two are the last map of every flow and are not trained: all before it
             is in standardised coordinates, so that the optimiser's steps suit every scale.
         marginals: Map of each standardised coordinate; ``None`` where the user chose the flow.
-        components: Number of normals in the flow's base: the one with which the draws are likeliest, one where they are not
-            fitted.
+        components: Number of normals in the flow's base; one where the draws are not fitted.
     """
 
     loc: Float[np.ndarray, " D"]
@@ -107,15 +100,16 @@ def outline(builder: flows.FlowBuilder, begin: starts.Start) -> Outline:
     if not begin.fit_draws:
         return plain
     is_held = _held_out(len(draws))
-    counts = [n for n in COMPONENTS if n == 1 or n * MIN_DRAWS_PER_COMPONENT <= len(draws)]
-    found, white = [plain._replace(components=n) for n in counts], plain.whitened(draws)
-    log_densities = [_log_density_of_held_out(white, n, is_held) for n in counts]
+    white = plain.whitened(draws)
+    outlines = [(plain, white)]
     if plain.marginals is not None:
         standardised = jnp.asarray((draws - plain.loc) / plain.scale, float)
         bent = plain._replace(marginals=fitted(plain.marginals, standardised[~is_held]))
-        found.append(bent)
-        log_densities.append(_log_density_of_held_out(bent.whitened(draws), 1, is_held))
-    return found[_simplest(np.nan_to_num(log_densities, nan=-np.inf))]
+        outlines.append((bent, bent.whitened(draws)))
+    numbers = [number for number in COMPONENTS if 1 < number <= len(draws) // MIN_DRAWS_PER_COMPONENT]
+    outlines += [(plain._replace(components=number), white) for number in numbers]
+    likelihoods = [_log_density_of_held_out(each, found.components, is_held) for found, each in outlines]
+    return outlines[_simplest(np.array(likelihoods))][0]
 
 
 def build_flow(key: Key, builder: flows.FlowBuilder, dim: int, components: int) -> Transformed:
@@ -166,34 +160,13 @@ def begin_flow(
     white = found.whitened(np.asarray(begin.draws, float))
     if found.components > 1 and isinstance(inner, Transformed):
         # Where the flow has them before it is trained: it permutes coordinates, by fixed arrays, and is only near the identity.
-        draws, _ = _inverse(inner.bijection, white.draws)
-        clusters = _clusters(draws[np.all(np.isfinite(draws), axis=1)], found.components)
-        inner = _with_clusters(inner, *(jnp.asarray(part, float) for part in clusters), keep_units=static is not None)
+        draws, _ = _inverse(inner.bijection, white.draws[~_held_out(len(white.draws))])
+        normals = _normals.fitted(draws[np.all(np.isfinite(draws), axis=1)], found.components)
+        inner = flows.with_mixture_base(inner, *(jnp.asarray(part, float) for part in normals))
     moved: AbstractDistribution = _outermost(inner, found, white.loc, white.cholesky)
     if not begin.fit_draws or is_fitted:
         return moved
     return _fit_draws(fit_key, moved, begin.draws)
-
-
-def _with_clusters(
-    inner: Transformed,
-    centres: Float[Array, "K D"],
-    spreads: Float[Array, "K D"],
-    shares: Float[Array, " K"],
-    *,
-    keep_units: bool,
-) -> AbstractDistribution:
-    """Base normals at the clusters; with ``keep_units``, in those of the flow's own, which are fixed arrays of all attempts."""
-    placed = flows.with_mixture_base(inner, centres, spreads, shares)
-    if not keep_units:
-        return placed
-    mixture: Any = inner.base_dist
-    fixed = mixture.dist.bijection
-    units = paramax.unwrap(fixed)
-    normals = eqx.filter_vmap(Normal)((centres - units.loc) / units.scale, spreads / units.scale)
-    return eqx.tree_at(
-        lambda flow: (flow.base_dist.dist.base_dist, flow.base_dist.dist.bijection), placed, (normals, fixed)
-    )
 
 
 def _outermost(
@@ -201,7 +174,12 @@ def _outermost(
 ) -> Transformed:
     """Mean and covariance, the map of each marginal, and the scales, which are not trained."""
     white = flows.with_affine(inner, jnp.asarray(loc, float), jnp.asarray(cholesky, float))
-    scales = flows.fixed_affine(jnp.asarray(found.loc, float), jnp.asarray(found.scale, float))
+    scales = eqx.tree_at(
+        lambda affine: (affine.loc, affine.scale),
+        Affine(jnp.asarray(found.loc, float), jnp.asarray(found.scale, float)),
+        replace_fn=paramax.NonTrainable,
+        is_leaf=lambda leaf: isinstance(leaf, paramax.AbstractUnwrappable),
+    )
     return share_programs(Transformed(white, Chain([*([found.marginals] if found.marginals else []), scales])))
 
 
@@ -223,53 +201,27 @@ def _moments(draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return draws.mean(axis=0), np.linalg.cholesky(covariance + np.diag(ridge))
 
 
-def _clusters(draws: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Centres, spreads and shares of clusters of the draws: each separate mode gets some of its own."""
-    centres, labels = kmeans2(draws, count, minit="++", rng=np.random.default_rng(0))
-    sizes = np.bincount(labels, minlength=count)
-    # A cluster of one draw has no spread: the largest stands in, so that the number is known before the draws are.
-    index = np.where(sizes > 1, np.arange(count), np.argmax(sizes))
-    spreads = np.array([draws[labels == i].std(axis=0) + LEAST_SPREAD for i in index])
-    return _refined(draws, centres[index], spreads, sizes[index])
-
-
-def _refined(
-    draws: np.ndarray, centres: np.ndarray, spreads: np.ndarray, shares: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The likeliest mixture of normals near these clusters, by expectation maximisation."""
-    for _ in range(EXPECTATIONS):
-        heights = _heights(draws, centres, spreads, shares)
-        belongs = np.exp(heights - scipy.special.logsumexp(heights, axis=1, keepdims=True))
-        sizes = belongs.sum(axis=0) + 1e-6
-        centres = belongs.T @ draws / sizes[:, None]
-        squares = belongs.T @ np.square(draws) / sizes[:, None] - np.square(centres)
-        spreads = np.sqrt(np.maximum(squares, 0.0)) + LEAST_SPREAD
-        shares = sizes
-    return centres, spreads, shares
-
-
 def _log_density_of_held_out(white: _Whitened, components: int, is_held: Bool[np.ndarray, " N"]) -> np.ndarray:
     """Of each draw that is held out, nats, less what all outlines have in common."""
-    dim = white.draws.shape[1]
-    normals = (np.zeros((1, dim)), np.ones((1, dim)), np.ones(1))
-    if components > 1:
-        normals = _clusters(white.draws[~is_held], components)
-    return scipy.special.logsumexp(_heights(white.draws[is_held], *normals), axis=1) + white.log_det[is_held]
+    held = white.draws[is_held]
+    if components == 1:
+        return white.log_det[is_held] - 0.5 * np.square(held).sum(axis=1)
+    return white.log_det[is_held] + _normals.fitted(white.draws[~is_held], components).log_density(held)
 
 
-def _simplest(log_densities: np.ndarray) -> int:
-    """The first outline than which none is likelier by more than two standard errors of the difference."""
-    best = log_densities[int(np.argmax(log_densities.mean(axis=1)))]
+def _simplest(log_densities: Float[np.ndarray, "outlines N"]) -> int:
+    """The first outline that the likeliest one does not beat by more than its standard errors."""
+    # Neighbours are draws of one chain, or one draw many times: the errors are those of means of rows.
+    rows = np.array_split(log_densities, min(BATCHES, log_densities.shape[1]), axis=1)
+    means = np.array([row.mean(axis=1) for row in rows])
+    usable = np.all(np.isfinite(means), axis=0)
+    if not np.any(usable):
+        return 0
+    best = np.argmax(np.where(usable, means.mean(axis=0), -np.inf))
     with np.errstate(invalid="ignore"):
-        short = best - log_densities
-        error = short.std(axis=1) / np.sqrt(short.shape[1])
-        return int(np.argmax(short.mean(axis=1) <= SURELY * error))
-
-
-def _heights(draws: np.ndarray, centres: np.ndarray, spreads: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Log density of each normal at each draw, with its share, [N, K]."""
-    away = (draws[:, None] - centres) / spreads
-    return np.log(shares / shares.sum()) - np.log(spreads).sum(axis=1) - 0.5 * np.square(away).sum(axis=2)
+        short = means[:, [best]] - means
+        error = short.std(axis=0, ddof=1) / np.sqrt(len(rows))
+        return int(np.argmax(usable & (short.mean(axis=0) <= STANDARD_ERRORS * error)))
 
 
 class _Fitted(NamedTuple):

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Float
 
 from ._chain_settings import ChainSettings
 from ._chains import WITHIN
-from ._noise import correction_for
+from ._noise import correction
 from ._path import Chains, Path, first_collective_steps
 from ._problem import Problem
 from ._products import compiled
@@ -38,15 +38,15 @@ NUM_PRIOR_DRAWS, ELSEWHERE = 1024, 0.1
 
 
 class _Rung(NamedTuple):
-    """Each chain's ``T - target``, a mean of simulations, what their noise leaves in its variance, and their number."""
+    """Each chain's ``T - target``, a mean of simulations, what their noise leaves in its variance, and each one's own noise."""
 
     slack: Float[np.ndarray, "N M"]
     noise: Float[np.ndarray, "N M M"]
-    num_simulations: int
+    deviations: Float[np.ndarray, "N S M"]
 
     def exponent(self, eta: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
         """Of ``p_eta`` over the base, as the chains see it."""
-        return -self.slack @ eta - correction_for((self.noise @ eta) @ eta, self.num_simulations)
+        return -self.slack @ eta - correction(self.deviations @ eta)
 
     def slope(self, eta: Float[np.ndarray, " M"], along: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
         """How fast the exponent falls if ``eta`` moves along, to the first order in the noise's variance."""
@@ -223,7 +223,7 @@ def _measured(problem: Problem, settings: ChainSettings, chains: Chains) -> _Run
     mean = simulations.mean(axis=1)
     deviations = simulations - mean[:, None]
     noise = np.einsum("nsi,nsj->nij", deviations, deviations) / (count * max(count - 1, 1))
-    return _Rung(mean - problem.target, noise, count)
+    return _Rung(mean - problem.target, noise, deviations)
 
 
 @compiled

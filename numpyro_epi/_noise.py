@@ -15,32 +15,32 @@ Where draws are weighed and not moved (`_weighed`, `_certificate`, `_dual`) half
 
 from typing import TypeVar
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
-
-from ._types import Scalar
+from jaxtyping import Array
 
 Numbers = TypeVar("Numbers", Array, np.ndarray)
 
 
-def correction(exponents: Float[Array, " n"]) -> Scalar:
+def correction(exponents: Numbers) -> Numbers:
     """What to take from ``-mean(exponents)`` so that its exponential is right on average over their noise, nats.
 
     Args:
-        exponents: ``eta . T`` of independent simulations with the same parameters; a single one has no correction.
+        exponents: ``eta . T`` of independent simulations with the same parameters, along the last axis, in JAX or NumPy; a single
+            one has no correction.
     """
-    count = exponents.size
+    count = exponents.shape[-1]
     if count < 2:
-        return jnp.zeros((), exponents.dtype)
-    found = correction_for(jnp.var(exponents, ddof=1) / count, count)
+        return np.zeros(exponents.shape[:-1], exponents.dtype)  # type: ignore[return-value]  # JAX takes it as its own.
+    found = correction_for(exponents.var(axis=-1, ddof=1) / count, count)
     if count == 2:
         return found
-    third = jnp.sum((exponents - jnp.mean(exponents)) ** 3) * count / ((count - 1) * (count - 2))
-    return found + third / (3 * count**2)
+    away = exponents - exponents.mean(axis=-1, keepdims=True)
+    third = (away**3).sum(axis=-1) * (count / ((count - 1) * (count - 2)))
+    # Where one simulation of many is far off, its cube would outweigh its square, and draw chains to it.
+    return found + (third / (3 * count**2)).clip(-found, found)
 
 
 def correction_for(variance: Numbers, count: int) -> Numbers:
-    """The same from the estimated variances of means of so many simulations, nats^2."""
+    """The part of it that the variance makes, from estimated variances of means of so many simulations, nats^2."""
     half, b = 0.5 * variance, (count - 1) / 2
     return half * (1 + half / (2 * (b + 1)) * (1 + 4 * half / (3 * (b + 2))))

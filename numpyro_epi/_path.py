@@ -3,9 +3,9 @@
 A transition is Hamiltonian Monte Carlo in coordinates scaled by the chains' spread, with jumps by the difference of two
 others; where steps are short, several trajectories are joined to one. Members of a plate also move together (`_collective`).
 With simulator noise ``T`` is a mean over several simulations, whose noise is part of the chain's state (a pseudo-marginal chain,
-Andrieu & Roberts 2009), and what that noise adds on average is taken off the exponent, from the variance of ``eta . T`` (the
-penalty method, Ceperley & Dewing 1999; `_noise`). Simulations may come in antithetic pairs, each of which then is one simulation
-of that sum (`_mirror`).
+Andrieu & Roberts 2009), and what that noise adds on average is taken off the exponent, from the variance and the skewness of
+``eta . T`` (the penalty method, Ceperley & Dewing 1999; `_noise`). Simulations may come in antithetic pairs, each of which then
+is one simulation of that sum (`_mirror`).
 """
 
 import math

@@ -44,9 +44,9 @@ def compiled_for_long(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for programs that run for less long than XLA compiles them, on a CPU: see `QUICK`.
+    """The same for programs that run for about as long as XLA compiles them, or less, on a CPU: see `QUICK`.
 
-    Within another program, and where it is differentiated or vectorised, it has no options: those are a whole program's.
+    Within another program, and where its arguments are traced, it has no options: those are a whole program's.
     """
     traced = _traced(function)
     well = eqx.filter_jit(traced)

@@ -264,7 +264,8 @@ def _log_tilted(result: Result, num_simulations: int) -> Callable[[Key, Unconstr
     """``log p_eta`` up to its normaliser, from this many simulations with the noise of a key where there is noise.
 
     The mean over the noise of the exponential of an average's error is ``exp(eta' S eta / 2)``, for normal noise of
-    covariance ``S`` of the average: that much is taken away, so averaged over the noise the density is right.
+    covariance ``S`` of the average: that much is taken away, and what skewed noise adds, so that averaged over the noise the
+    density is right (`_noise`).
     """
     problem, eta = result.problem, _multipliers(result)
     count = num_simulations if problem.simulator.noise else 1

@@ -57,7 +57,7 @@ that variance a hundredfold. Draws that show it, here and at the solution."""
 MAX_EXPONENT_NOISE = 0.1
 """Variance of ``eta . T``'s noise, averaged over a chain's simulations, up to which two of them will do, and n of them up to
 sqrt(n - 1) times this variance. The correction for it is right for normal noise; that of squares is skewed, and moved a
-multiplier by 11, 4, 2 and 1 percent with 2, 3, 4 and 5 simulations of variance 1 each."""
+multiplier by 11, 4, 2 and 1 percent with 2, 3, 4 and 5 simulations of variance 1 each, before its skewness was corrected too."""
 
 
 def work(problem: Problem) -> int:

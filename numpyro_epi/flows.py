@@ -33,6 +33,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._arguments import as_number, check_bool, check_count, check_instance, check_positive
 from ._marginals import SinhArcsinh
+from ._normals import OwnUnits
 from ._types import Key
 
 __all__ = [
@@ -282,6 +283,8 @@ def with_mixture_base(
 ) -> AbstractDistribution:
     """Replace a flow's base by a trainable mixture of normals, so that separate modes need no bridge between them.
 
+    Each normal is trained in units of the spread that it begins with, around where it begins.
+
     Args:
         flow: A flowjax ``Transformed``.
         centres: Means of the components.
@@ -298,18 +301,8 @@ def with_mixture_base(
 
 
 def _normal_in_own_units(centre: Float[Array, " D"], spread: Float[Array, " D"]) -> Transformed:
-    """A standard normal, which is trained, and then a fixed map: the optimiser's steps suit the component's own spread."""
-    return Transformed(Normal(jnp.zeros_like(centre), jnp.ones_like(spread)), fixed_affine(centre, spread))
-
-
-def fixed_affine(loc: Float[Array, " D"], scale: Float[Array, " D"]) -> Affine:
-    """Elementwise ``y = loc + scale x``, which is not trained."""
-    return eqx.tree_at(
-        lambda affine: (affine.loc, affine.scale),
-        Affine(loc, scale),
-        (paramax.NonTrainable(loc), paramax.NonTrainable(scale)),
-        is_leaf=lambda leaf: isinstance(leaf, paramax.AbstractUnwrappable),
-    )
+    units = OwnUnits(loc=centre, scale=spread, shape=centre.shape)  # type: ignore[call-arg]  # As in `flip`.
+    return Transformed(Normal(jnp.zeros_like(centre), jnp.ones_like(spread)), units)
 
 
 def with_affine(flow: AbstractDistribution, loc: Float[Array, " D"], cholesky: Float[Array, "D D"]) -> Transformed:

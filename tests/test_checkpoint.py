@@ -422,7 +422,7 @@ def test_missing_and_foreign_files(tmp_path):
     foreign.write_text("numpyro-epi checkpoint 9\n")
     with pytest.raises(
         ValueError,
-        match=r"Expected 'numpyro-epi checkpoint 5' at the start of .*got 'numpyro-epi checkpoint 9'.*the version of",
+        match=r"Expected 'numpyro-epi checkpoint 6' at the start of .*got 'numpyro-epi checkpoint 9'.*the version of",
     ):
         epi.resume(foreign)
 

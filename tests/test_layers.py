@@ -31,7 +31,7 @@ LAYERS = (
         "_datatree",
         "_products",
     ),
-    ("_marginals",),
+    ("_marginals", "_normals"),
     ("statistics", "signals", "matrices", "multipliers", "flows", "_mirror", "_priors", "_simulator", "_summits"),
     ("_property", "_problem", "_conditioned", "_guide", "_check"),
     ("objectives", "_outcome", "_responses", "_derivatives", "_density", "_result"),
