@@ -20,7 +20,7 @@ from ._types import Draws, Key, PerDraw, Scalar
 from .objectives import mean_log_density
 
 COMPONENTS, MIN_DRAWS_PER_COMPONENT = (1, 2, 4, 8, 16), 100
-"""Components that a base may have, and the fewest draws that one must stand on."""
+"""Components that a base may have, and the fewest different draws that one must stand on."""
 
 STANDARD_ERRORS, BATCHES = 2.0, 20
 """By which an outline's held-out draws must be likelier than a simpler one's, and of how many rows the means show them."""
@@ -106,7 +106,8 @@ def outline(builder: flows.FlowBuilder, begin: starts.Start) -> Outline:
         standardised = jnp.asarray((draws - plain.loc) / plain.scale, float)
         bent = plain._replace(marginals=fitted(plain.marginals, standardised[~is_held]))
         outlines.append((bent, bent.whitened(draws)))
-    numbers = [number for number in COMPONENTS if 1 < number <= len(draws) // MIN_DRAWS_PER_COMPONENT]
+    most = len(np.unique(draws, axis=0)) // MIN_DRAWS_PER_COMPONENT
+    numbers = [number for number in COMPONENTS if 1 < number <= most]
     outlines += [(plain._replace(components=number), white) for number in numbers]
     likelihoods = [_log_density_of_held_out(each, found.components, is_held) for found, each in outlines]
     return outlines[_simplest(np.array(likelihoods))][0]

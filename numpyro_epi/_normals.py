@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from flowjax.bijections import AbstractBijection
+from flowjax.distributions import Normal, Transformed
 from jaxtyping import Array, ArrayLike, Float
 from scipy.cluster.vq import kmeans2
 
@@ -50,6 +51,13 @@ class OwnUnits(AbstractBijection):
         """Backwards, and ``log |dx/dy|``."""
         loc, scale = jax.lax.stop_gradient((self.loc, self.scale))
         return (jnp.asarray(y) - loc) / scale, -jnp.sum(jnp.log(scale))
+
+
+def normal_in_own_units(centre: Float[Array, " D"], spread: Float[Array, " D"]) -> Transformed:
+    """A standard normal, which is trained, moved to where it begins."""
+    # Fields of Equinox's modules hide their constructors.
+    units = OwnUnits(loc=centre, scale=spread, shape=centre.shape)  # type: ignore[call-arg]
+    return Transformed(Normal(jnp.zeros_like(centre), jnp.ones_like(spread)), units)
 
 
 class Normals(NamedTuple):

@@ -50,6 +50,9 @@ ask for, in variance, a normal on its way is at most; and how much wider the one
 the solution they would need negative multipliers, under which they run off."""
 
 
+OFF = 0.3
+"""Weighted means may be off their targets by so much of their weighted standard deviations: they are on their way."""
+
 GROWTH, MOST_GROWING = 0.2, 40
 """Nats of entropy that a round at the targets may add while the search ends, and rounds in turn that add more, after which the
 entropy has no maximum: it is 8 nats higher by then at least. Searches for solutions that exist took some ten rounds in all."""
@@ -220,13 +223,14 @@ def _nearer(problem: Problem, sample: _Sample, last: int) -> tuple[int, Float[np
 
     def weights(power: float, share: float) -> Float[np.ndarray, " N"] | None:
         target = on_the_way(problem, first, 1 - share)
-        slack = 1e-4 * (highest - lowest)
-        if np.any((target < lowest - slack) | (target > highest + slack)):
+        # Not of the range, against which a target may be nothing at all.
+        below, above = (1e-5 * np.maximum(np.abs(target), np.abs(edge)) for edge in (lowest, highest))
+        if np.any((target < lowest - below) | (target > highest + above)):
             return None
         # Weights towards the base alone may be few draws', and many again at the targets.
         enough = 0.0 if power else 0.25 * least
         found = tilt(power * sample.log_weight, sample.moments, target, least=enough)
-        return found.log_weight if found.reached else None
+        return found.log_weight if found.reached and _has(sample.moments, found.log_weight, target) else None
 
     def first_enough(
         at: Callable[[int], Float[np.ndarray, " N"] | None], hint: int
@@ -257,6 +261,20 @@ def _nearer(problem: Problem, sample: _Sample, last: int) -> tuple[int, Float[np
 
     found = first_enough(at_share, last - MOST_HALVINGS - 1)
     return None if found is None else (MOST_HALVINGS + 1 + found[0], found[1])
+
+
+def _has(
+    moments: Float[np.ndarray, "N M"], log_weight: Float[np.ndarray, " N"], target: Float[np.ndarray, " M"]
+) -> bool:
+    """Whether the weighted means are the targets in units of what the weights leave of the spread.
+
+    In units of all draws' spread they always are where that is far too large.
+    """
+    weight = np.exp(log_weight)
+    mean = weight @ moments
+    spread = np.sqrt(weight @ np.square(moments - mean))
+    rounding = 1e-5 * np.maximum(np.abs(target), np.abs(mean))
+    return bool(np.all(np.abs(mean - target) <= OFF * spread + rounding))
 
 
 def _weighed(draws: Float[np.ndarray, "N D"], weight: Float[np.ndarray, " N"]) -> _Normal:

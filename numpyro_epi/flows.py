@@ -27,13 +27,13 @@ from flowjax.bijections import (
 )
 from flowjax.bijections import Coupling as CouplingBijection
 from flowjax.bijections import MaskedAutoregressive as MaskedAutoregressiveBijection
-from flowjax.distributions import AbstractDistribution, Normal, StandardNormal, Transformed, VmapMixture
+from flowjax.distributions import AbstractDistribution, StandardNormal, Transformed, VmapMixture
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._arguments import as_number, check_bool, check_count, check_instance, check_positive
 from ._marginals import SinhArcsinh
-from ._normals import OwnUnits
+from ._normals import normal_in_own_units
 from ._types import Key
 
 __all__ = [
@@ -296,13 +296,8 @@ def with_mixture_base(
     """
     if not isinstance(flow, Transformed):
         raise ValueError(f"Expected a Transformed flow, whose base can be replaced; got {type(flow).__name__}.")
-    components = eqx.filter_vmap(_normal_in_own_units)(centres, spreads)
+    components = eqx.filter_vmap(normal_in_own_units)(centres, spreads)
     return Transformed(VmapMixture(components, shares), flow.merge_transforms().bijection)
-
-
-def _normal_in_own_units(centre: Float[Array, " D"], spread: Float[Array, " D"]) -> Transformed:
-    units = OwnUnits(loc=centre, scale=spread, shape=centre.shape)  # type: ignore[call-arg]  # As in `flip`.
-    return Transformed(Normal(jnp.zeros_like(centre), jnp.ones_like(spread)), units)
 
 
 def with_affine(flow: AbstractDistribution, loc: Float[Array, " D"], cholesky: Float[Array, "D D"]) -> Transformed:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import paramax
 import pytest
 from flowjax.distributions import AbstractDistribution
 
@@ -37,6 +38,8 @@ def test_separate_blobs_get_normals_each():
 def test_draws_that_are_not_fitted_and_few_ones_get_one_normal():
     assert _begin.outline(epi.flows.default, _start(_blobs(4, 2), fit_draws=False)).components == 1
     assert _begin.outline(epi.flows.default, _start(_blobs(4, 2)[:90])).components == 1
+    assert _begin.outline(epi.flows.default, _start(np.repeat(_blobs(4, 2)[:90], 40, axis=0))).components == 1
+    assert _begin.outline(epi.flows.default, _start(np.zeros((400, 2)))).components == 1
 
 
 @pytest.mark.parametrize(("count", "share"), [(20, 1 / 3), (400, 1 / 4), (8000, 1 / 10), (20_480, 1 / 10)])
@@ -115,6 +118,9 @@ def test_separate_needles_are_found_before_any_training(seed: int, again: bool):
         # Another attempt has initial values of its own between the fixed arrays of the first one.
         fixed = partition(flow)[1]
         flow = _begin.begin_flow(jax.random.key(99), epi.flows.default, start, shape, is_fitted=True, static=fixed)
+    # Each normal is trained in units of its own.
+    normals = flow.base_dist.base_dist.base_dist.dist.base_dist
+    assert np.all(np.asarray(normals.loc) == 0) and np.allclose(paramax.unwrap(normals).scale, 1.0)
     entropy = np.log(4) + 2.5 * np.log(2 * np.pi * np.e * 0.02**2)
     # Normals in the wrong places lose hundreds of nats; several along a needle, which the new flow bends a little, about two.
     assert -0.1 < -entropy - float(jnp.mean(flow.log_prob(jnp.asarray(others, float)))) < 5.0

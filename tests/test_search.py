@@ -233,3 +233,20 @@ def test_forty_parameters_under_a_flat_prior_are_found():
     loc, covariance = moments(reference)
     np.testing.assert_allclose(loc, 0.0, atol=0.2)
     assert np.mean(np.diag(covariance)) == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("loc", [10.8, 22.5])
+@pytest.mark.parametrize("seed", [51, 52, 53])
+def test_targets_are_not_met_by_weights_that_only_leave_far_more_spread(loc: float, seed: int):
+    """Of draws a hundred times and more too large, in units of whose own spread both targets are nothing."""
+    z, z2 = (
+        epi.Target(lambda sites, n=n: sites["z"] ** n, mean, name=f"z{n}") for n, mean in ((1, 316.7), (2, 1.258e5))
+    )
+    problem = one(HALF_LINE, z, z2)
+    sample = _search._simulate(problem, jax.random.key(seed), _search._Normal(np.array([loc]), np.array([[9.0]])))
+    halvings, log_weight = _search._nearer(problem, sample, 1)
+    weight = np.exp(log_weight)
+    mean = weight @ sample.moments
+    spread = np.sqrt(weight @ np.square(sample.moments - mean))
+    is_met = np.all(np.abs(mean - problem.target) < 0.5 * spread)
+    assert is_met or halvings > _search.MOST_HALVINGS
