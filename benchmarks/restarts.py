@@ -1,10 +1,14 @@
 """What restarts cost and give: eight of them beside one, each in a process of its own, compile included.
 
-python benchmarks/restarts.py [--restarts 8] [--out benchmarks/results/restarts.md]
+python benchmarks/restarts.py [--keys 0 ...] [--restarts 8] [--out benchmarks/results/restarts.md]
+
+The KL of each restart is what its corrected entropy lacks of the optimum.
 """
 
 import argparse
+import io
 import json
+import platform
 import subprocess
 import sys
 import time
@@ -15,49 +19,57 @@ import jax
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from _table import commit, write_header, write_row
 from problems import EXACT, exact_kl
+
+HEADER = (
+    *("key", "restarts", "CPU s, cold process", "ratio", "KL of the chosen (nats)", "worst of all", "KL of each"),
+    *("code", "machine"),
+)
 
 
 def main() -> None:
-    """Time both and write the table."""
+    """Time both for each key and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--keys", type=int, nargs="+", default=[0])
     parser.add_argument("--restarts", type=int, default=8)
     parser.add_argument("--child", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "restarts.md")
+    parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(_fit(arguments.child)))
+        print(json.dumps(_fit(arguments.keys[0], arguments.child)))
         return
-    one, several = (_in_a_process(count) for count in (1, arguments.restarts))
-    kls = several["kls"]
-    text = (
-        f"| restarts | seconds, cold process | ratio | KL of the chosen (nats) | least KL of all | KL of each |\n"
-        f"| --- | --- | --- | --- | --- | --- |\n"
-        f"| 1 | {one['seconds']:.1f} | 1 | {one['chosen']:.4f} | {one['chosen']:.4f} | |\n"
-        f"| {arguments.restarts} | {several['seconds']:.1f} | {several['seconds'] / one['seconds']:.2f} "
-        f"| {several['chosen']:.4f} | {min(kls):.4f} | {', '.join(f'{kl:.4f}' for kl in kls)} |\n"
-    )
-    print(text)
-    arguments.out.write_text(text)
+    with arguments.out.open("w") if arguments.out else io.StringIO() as table:
+        write_header(table, HEADER)
+        for key in arguments.keys:
+            alone = None
+            for count in (1, arguments.restarts):
+                found = _in_a_process(key, count)
+                alone = alone or found["seconds"]
+                kls = found["kls"] or [found["chosen"]]
+                cells = (
+                    *(str(key), str(count), f"{found['seconds']:.0f}", f"{found['seconds'] / alone:.2f}"),
+                    *(f"{found['chosen']:.4f}", f"{max(kls):.4f}", ", ".join(f"{kl:.4f}" for kl in kls)),
+                    *(commit(), f"{platform.node()}, {jax.devices()[0].device_kind}"),
+                )
+                write_row(table, cells)
 
 
-def _in_a_process(count: int) -> dict:
-    began = time.perf_counter()
-    found = subprocess.run(
-        [sys.executable, __file__, "--child", str(count)], capture_output=True, text=True, check=True
-    )
-    return json.loads(found.stdout.splitlines()[-1]) | {"seconds": time.perf_counter() - began}
+def _in_a_process(key: int, count: int) -> dict:
+    command = [sys.executable, __file__, "--keys", str(key), "--child", str(count)]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(found.stdout.splitlines()[-1])
 
 
-def _fit(count: int) -> dict:
+def _fit(key: int, count: int) -> dict:
     exact = EXACT["oscillator_paper"]()
-    result = epi.fit(jax.random.key(0), exact.problem, num_restarts=count, progress=False)
+    result = epi.fit(jax.random.key(key), exact.problem, num_restarts=count, progress=False)
     chosen = exact_kl(exact, base_entropy=result.verdict.base_entropy, moments=result.verdict.mean)
     kls = []
     if result.restarts is not None:
-        # KL(q || p*) is what the corrected entropy lacks, at the exact multipliers up to their error squared.
+        # At the exact multipliers, up to their error squared.
         kls = [float(exact.objective - value) for value in result.restarts.corrected]
-    return {"chosen": chosen, "kls": kls}
+    return {"chosen": chosen, "kls": kls, "seconds": time.process_time()}
 
 
 if __name__ == "__main__":
