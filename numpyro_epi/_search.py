@@ -221,7 +221,10 @@ def _nearer(problem: Problem, sample: _Sample, last: int) -> tuple[int, Float[np
     least, first = LEAST_WORTH * len(sample.draws), sample.moments.mean(axis=0)
     lowest, highest = sample.moments.min(axis=0), sample.moments.max(axis=0)
 
+    eta = np.zeros(len(first))
+
     def weights(power: float, share: float) -> Float[np.ndarray, " N"] | None:
+        nonlocal eta
         target = on_the_way(problem, first, 1 - share)
         # Not of the range, against which a target may be nothing at all.
         below, above = (1e-5 * np.maximum(np.abs(target), np.abs(edge)) for edge in (lowest, highest))
@@ -229,8 +232,14 @@ def _nearer(problem: Problem, sample: _Sample, last: int) -> tuple[int, Float[np
             return None
         # Weights towards the base alone may be few draws', and many again at the targets.
         enough = 0.0 if power else 0.25 * least
-        found = tilt(power * sample.log_weight, sample.moments, target, least=enough)
-        return found.log_weight if found.reached and _has(sample.moments, found.log_weight, target) else None
+        # From where the last weights at these targets were: those towards the base alone may be one draw's, far away.
+        known = eta if power else np.zeros(len(first))
+        begin = power * sample.log_weight - (sample.moments - target) @ known
+        found = tilt(begin, sample.moments, target, least=enough)
+        if not (found.reached and _has(sample.moments, found.log_weight, target)):
+            return None
+        eta = known + found.eta
+        return found.log_weight
 
     def first_enough(
         at: Callable[[int], Float[np.ndarray, " N"] | None], hint: int

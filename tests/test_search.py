@@ -9,6 +9,7 @@ import numpyro
 import numpyro.distributions as dist
 import pytest
 from numpyro.distributions import constraints
+from oracles.strangers import strangers
 
 import numpyro_epi as epi
 from numpyro_epi import _gradients, _search
@@ -250,3 +251,20 @@ def test_targets_are_not_met_by_weights_that_only_leave_far_more_spread(loc: flo
     spread = np.sqrt(weight @ np.square(sample.moments - mean))
     is_met = np.all(np.abs(mean - problem.target) < 0.5 * spread)
     assert is_met or halvings > _search.MOST_HALVINGS
+
+
+@pytest.mark.parametrize(("index", "key"), [(19, 1), (19, 2), (23, 1016), (23, 1022)])
+def test_a_solution_far_from_where_the_base_alone_has_its_mass_is_found(index: int, key: int):
+    """Of a flat prior's draws one or two hold all of its mass; weights towards it come from those at the targets."""
+    stranger = strangers(5906837, index + 1)[index]
+    (name,) = stranger.problem.simulator.names
+    u = np.linspace(-40.0, 20.0, 60_001)
+    density = np.exp(stranger.log_density({name: np.exp(u)}) + u)
+    weight = density / density.sum()
+    mean = weight @ u
+    spread = np.sqrt(weight @ np.square(u - mean))
+    reference, spent = _search.find_reference(stranger.problem, jax.random.key(key))
+    (loc,), ((variance,),) = moments(reference)
+    assert abs(loc - mean) < 0.3 * spread
+    assert 0.5 * spread < math.sqrt(variance) < 1.5 * spread
+    assert spent < 25 * _search.NUM_DRAWS
