@@ -1,8 +1,12 @@
 """Rows of a table in Markdown, printed and written as soon as they are known, and what goes into their cells."""
 
+import argparse
+import io
 import resource
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -25,6 +29,23 @@ def write_header(table: TextIO, header: tuple[str, ...]) -> None:
     """Add the first row and the rule below it."""
     write_row(table, header)
     write_row(table, ("---",) * len(header))
+
+
+def add_table_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where a table is written to."""
+    parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
+    parser.add_argument("--append", action="store_true", help="add rows to the file's table")
+
+
+@contextmanager
+def opened(arguments: argparse.Namespace, header: tuple[str, ...]) -> Iterator[TextIO]:
+    """The table that `add_table_arguments` asked for, with its header unless rows are added; nowhere where no file is named."""
+    if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.out.open("a" if arguments.append else "w") if arguments.out else io.StringIO() as table:
+        if not arguments.append:
+            write_header(table, header)
+        yield table
 
 
 def commit() -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from _table import commit, write_header, write_row
+from _table import add_table_arguments, commit, opened, write_row
 from problems import EXACT, ExactProblem, exact_kl
 
 HEADER = (
@@ -36,12 +36,9 @@ def main() -> None:
     )
     parser.add_argument("--first", type=int, default=1000)
     parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
-    parser.add_argument("--append", action="store_true", help="add rows to the file's table")
+    add_table_arguments(parser)
     arguments = parser.parse_args()
-    with arguments.out.open("a" if arguments.append else "w") if arguments.out else io.StringIO() as table:
-        if not arguments.append:
-            write_header(table, HEADER)
+    with opened(arguments, HEADER) as table:
         for name in arguments.problems:
             exact = EXACT[name]()
             found = [_row(table, exact, key) for key in range(arguments.first, arguments.first + arguments.count)]

@@ -7,7 +7,6 @@ multipliers by the certificate and by nested sampling, and that of the exact mul
 """
 
 import argparse
-import io
 import platform
 import sys
 import time
@@ -19,7 +18,7 @@ import numpy as np
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from _table import commit, write_header, write_row
+from _table import add_table_arguments, commit, opened, write_row
 from oracles.phases import phases
 from oracles.strangers import draw, exact_kl
 from strangers import claim, deviations, verdict_of
@@ -56,12 +55,9 @@ def main() -> None:
     """Fit each case and print a line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
-    parser.add_argument("--append", action="store_true", help="add rows to the file's table")
+    add_table_arguments(parser)
     arguments = parser.parse_args()
-    with arguments.out.open("a" if arguments.append else "w") if arguments.out else io.StringIO() as table:
-        if not arguments.append:
-            write_header(table, HEADER)
+    with opened(arguments, HEADER) as table:
         for number, (narrow, share) in enumerate(CASES):
             write_row(table, _row(narrow, share, arguments.seed, number))
             jax.clear_caches()

@@ -1,12 +1,11 @@
 """What restarts cost and give: eight of them beside one, each in a process of its own, compile included.
 
-python benchmarks/restarts.py [--keys 0 ...] [--restarts 8] [--out benchmarks/results/restarts.md]
+python benchmarks/restarts.py [--keys 0 ...] [--restarts 8] [--out FILE] [--append]
 
 The KL of each restart is what its corrected entropy lacks of the optimum.
 """
 
 import argparse
-import io
 import json
 import platform
 import subprocess
@@ -19,7 +18,7 @@ import jax
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from _table import commit, write_header, write_row
+from _table import add_table_arguments, commit, opened, write_row
 from problems import EXACT, exact_kl
 
 HEADER = (
@@ -34,13 +33,12 @@ def main() -> None:
     parser.add_argument("--keys", type=int, nargs="+", default=[0])
     parser.add_argument("--restarts", type=int, default=8)
     parser.add_argument("--child", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
+    add_table_arguments(parser)
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(_fit(arguments.keys[0], arguments.child)))
         return
-    with arguments.out.open("w") if arguments.out else io.StringIO() as table:
-        write_header(table, HEADER)
+    with opened(arguments, HEADER) as table:
         for key in arguments.keys:
             alone = None
             for count in (1, arguments.restarts):

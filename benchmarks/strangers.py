@@ -16,7 +16,6 @@ those units, and the largest relative error of a wanted standard deviation.
 """
 
 import argparse
-import io
 import platform
 import sys
 import time
@@ -29,7 +28,7 @@ import numpy as np
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from _table import commit, write_header, write_row
+from _table import add_table_arguments, commit, opened, write_row
 from oracles.strangers import Stranger, draw, exact_kl, strangers
 
 NUM_DRAWS = 40_000
@@ -63,11 +62,7 @@ class Claim(NamedTuple):
 def main() -> None:
     """Fit what is asked for, and print a line each and the counts."""
     arguments = _arguments()
-    if arguments.out is None:
-        _run(arguments, io.StringIO())
-        return
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    with arguments.out.open("a" if arguments.append else "w") as table:
+    with opened(arguments, HEADER) as table:
         _run(arguments, table)
 
 
@@ -76,14 +71,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, required=True, help="of the problems and of the fits")
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--only", nargs="*", default=[], help="names, families or indices")
-    parser.add_argument("--out", type=Path, help="file for the table, in Markdown")
-    parser.add_argument("--append", action="store_true", help="add rows to the file's table")
+    add_table_arguments(parser)
     return parser.parse_args()
 
 
 def _run(arguments: argparse.Namespace, table: TextIO) -> None:
-    if not arguments.append:
-        write_header(table, HEADER)
     started, rows = time.process_time(), []
     for index, stranger in enumerate(strangers(arguments.seed, arguments.count)):
         family = stranger.name.partition("_")[2]

@@ -100,6 +100,8 @@ def outline(builder: flows.FlowBuilder, begin: starts.Start) -> Outline:
     if not begin.fit_draws:
         return plain
     is_held = _held_out(len(draws))
+    if np.sum(is_held) < 2:
+        return plain
     white = plain.whitened(draws)
     outlines = [(plain, white)]
     if plain.marginals is not None:

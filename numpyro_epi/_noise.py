@@ -5,9 +5,10 @@ with n - 1 degrees of freedom, ``exp(-S / 2)`` undoes that but for its own error
 ``exp(-w / 2)`` is ``0F1(; b; -b S / 2)`` with ``b = (n - 1) / 2`` (Finney 1941, JRSS Supplement 7:155), a Bessel function that
 has zeros. The correction here is its negative logarithm's series to the third order, which has none.
 
-Noise is seldom normal: that of squares has a third cumulant ``k``. A mean of n simulations then has the exponential
-``exp(w / 2 - k / (6 n^2))`` on average, and goes with its own ``S``: half of their covariance, ``k / n^2``, is left after the
-correction above. Both together, ``k / (3 n^2)``, are taken away, by the unbiased estimate of ``k`` (Fisher's k-statistic).
+Noise is seldom normal: that of squares has a third cumulant ``k``, which changes the mean exponential twice. It is
+``exp(w / 2 - k / (6 n^2))`` without a correction; and the mean of n simulations is correlated with the estimate ``S``, which adds
+half of their covariance, ``k / (2 n^2)``. The sum, ``k / (3 n^2)``, is taken away, with the unbiased estimate of ``k`` (Fisher's
+k-statistic).
 
 Where draws are weighed and not moved (`_weighed`, `_certificate`, `_dual`) half of ``S`` is taken alone, which leaves
 ``w^2 / (4 (n - 1))`` nats: 0.0008 at the most that `_weighed` lets stand.

@@ -40,6 +40,7 @@ def test_draws_that_are_not_fitted_and_few_ones_get_one_normal():
     assert _begin.outline(epi.flows.default, _start(_blobs(4, 2)[:90])).components == 1
     assert _begin.outline(epi.flows.default, _start(np.repeat(_blobs(4, 2)[:90], 40, axis=0))).components == 1
     assert _begin.outline(epi.flows.default, _start(np.zeros((400, 2)))).components == 1
+    assert _begin.outline(epi.flows.default, _start(_blobs(4, 2)[:3])).components == 1
 
 
 @pytest.mark.parametrize(("count", "share"), [(20, 1 / 3), (400, 1 / 4), (8000, 1 / 10), (20_480, 1 / 10)])

@@ -71,6 +71,16 @@ def test_variances_of_means_have_the_same():
     assert correction_for(np.var(some, ddof=1) / 4, 4) == pytest.approx(float(correction(some)), rel=1e-5)
 
 
+@pytest.mark.parametrize("far", [-300.0, 300.0])
+def test_one_simulation_that_is_far_off_adds_no_density(far: float):
+    """The cube of one in 64 outweighs its square: no correction below zero, and none above twice the variance's."""
+    some = np.zeros(64)
+    some[0] = far
+    by_variance = correction_for(some.var(ddof=1) / 64, 64)
+    assert abs(np.sum((some - some.mean()) ** 3) / (3 * 64**2)) > 10 * by_variance
+    assert correction(some) == pytest.approx(0.0 if far < 0 else 2 * by_variance)
+
+
 def test_one_simulation_has_none():
     assert float(correction(jnp.ones(1))) == 0.0
     assert float(correction(jnp.ones(7))) == 0.0

@@ -239,7 +239,7 @@ def test_forty_parameters_under_a_flat_prior_are_found():
 @pytest.mark.parametrize("loc", [10.8, 22.5])
 @pytest.mark.parametrize("seed", [51, 52, 53])
 def test_targets_are_not_met_by_weights_that_only_leave_far_more_spread(loc: float, seed: int):
-    """Of draws a hundred times and more too large, in units of whose own spread both targets are nothing."""
+    """The draws are a hundred times too large or more, and their spread so large that both targets seem met."""
     z, z2 = (
         epi.Target(lambda sites, n=n: sites["z"] ** n, mean, name=f"z{n}") for n, mean in ((1, 316.7), (2, 1.258e5))
     )
@@ -255,7 +255,7 @@ def test_targets_are_not_met_by_weights_that_only_leave_far_more_spread(loc: flo
 
 @pytest.mark.parametrize(("index", "key"), [(19, 1), (19, 2), (23, 1016), (23, 1022)])
 def test_a_solution_far_from_where_the_base_alone_has_its_mass_is_found(index: int, key: int):
-    """Of a flat prior's draws one or two hold all of its mass; weights towards it come from those at the targets."""
+    """Weighed towards a flat prior alone, one or two of a wide normal's draws have all of the weight."""
     stranger = strangers(5906837, index + 1)[index]
     (name,) = stranger.problem.simulator.names
     u = np.linspace(-40.0, 20.0, 60_001)
@@ -268,3 +268,13 @@ def test_a_solution_far_from_where_the_base_alone_has_its_mass_is_found(index: i
     assert abs(loc - mean) < 0.3 * spread
     assert 0.5 * spread < math.sqrt(variance) < 1.5 * spread
     assert spent < 25 * _search.NUM_DRAWS
+
+
+def test_means_are_compared_in_units_of_the_weighted_spread():
+    rng = np.random.default_rng(71)
+    moments = np.stack([rng.normal(5.0, 2.0, 4000), np.full(4000, 3.0)], axis=1)
+    log_weight = np.full(4000, -math.log(4000))
+    mean = moments.mean(axis=0)
+    assert _search._has(moments, log_weight, mean + np.array([0.2, 0.0]))
+    assert not _search._has(moments, log_weight, mean + np.array([2.0, 0.0]))
+    assert not _search._has(moments, log_weight, mean + np.array([0.0, 0.1]))
