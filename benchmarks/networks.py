@@ -21,7 +21,7 @@ import numpy as np
 import scipy.special
 from _table import write_header, write_row
 
-from numpyro_epi._certificate import tilt
+from numpyro_epi._weights import tilt
 
 HEADER = (
     *("units", "seed", "chains: multipliers", "entropy (nats)", "seconds"),

@@ -58,9 +58,9 @@ def _weighed(name: str, num_draws: int):
     import jax.numpy as jnp
 
     import numpyro_epi as epi
-    from numpyro_epi._certificate import tilt
     from numpyro_epi._pilot import approach
     from numpyro_epi._weighed import _simulate, weigh_draws
+    from numpyro_epi._weights import tilt
 
     row = ROWS[name]
     problem = epi.get_problem(row.problem, **row.arguments)

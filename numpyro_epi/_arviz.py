@@ -15,13 +15,14 @@ from jaxtyping import Array
 
 from ._arguments import check_count
 from ._axes import Axes, Variable, make_dataset, make_variable
-from ._certificate import pareto_khat, weigh
+from ._certificate import weigh
 from ._datatree import MARK, SAMPLE_DIMS, SNAPSHOT_DIMS, SNAPSHOT_GROUP, free_name
 from ._outcome import Snapshots
 from ._problem import Problem, list_problems
 from ._products import compiled
 from ._simulator import Draw, Simulator
 from ._types import Draws, Key, PerDraw, Scalar, Unconstrained
+from ._weights import pareto_khat
 from .statistics import Statistic, list_statistics
 
 MOST_NOISE = 1000

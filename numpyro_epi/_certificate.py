@@ -32,6 +32,7 @@ from ._products import compiled
 from ._reference import begins_at_base
 from ._result import Result
 from ._types import Draws, Key, PerDraw
+from ._weights import Tilt, balance, effective, overlap_of, pareto_khat, tilt
 
 NUM_DRAWS, NUM_NOISY_DRAWS, NUM_SIMULATIONS = 20_000, 4_000, 16
 """Draws of every proposal; with simulator noise fewer of them, each simulated so many times."""
@@ -81,97 +82,6 @@ class Known(NamedTuple):
     ess: float
     khat: float
     num_simulations: int
-
-
-class Tilt(NamedTuple):
-    """An exponential tilt of weighted draws.
-
-    Attributes:
-        eta: Change of the multipliers, shape [M].
-        log_weight: Normalised log weights after it, shape [N].
-        log_normalizer: ``log sum w exp(-eta . (T - target))`` of the normalised weights before it, nats.
-        reached: Whether the weighted means are the targets.
-    """
-
-    eta: Float[np.ndarray, " M"]
-    log_weight: Float[np.ndarray, " N"]
-    log_normalizer: float
-    reached: bool
-
-
-def tilt(
-    log_weight: Float[np.ndarray, " N"],
-    moments: Float[np.ndarray, "N M"],
-    target: Float[np.ndarray, " M"],
-    *,
-    noise: Float[np.ndarray, "N M M"] | None = None,
-    eta: Float[np.ndarray, " M"] | None = None,
-    least: float = 0.0,
-) -> Tilt:
-    """Minimise the weighted dual: the one exponential tilt of the draws whose weighted means are the targets.
-
-    Where ``moments`` are means over simulations whose noise is in the weights too, a weighted mean of them is biased:
-    ``E exp(-eta . m) m = exp(-eta . T + eta' S eta / 2) (T - S eta)`` for normal noise of covariance ``S``, so ``S eta`` is
-    added to each.
-
-    Args:
-        log_weight: Log weights, any constant added.
-        moments: ``T`` of the draws.
-        target: Wanted means.
-        noise: ``S`` of every draw; none where the moments' noise is not in the weights.
-        eta: Multipliers that are in the weights already, with ``noise`` only.
-        least: Effective draws below which it ends, with the targets not reached: near the edge of what the draws span, steps
-            are many.
-
-    Returns:
-        The tilt; ``reached`` is false where the targets lie outside what the draws span.
-    """
-    # It takes longer to import than most of the package.
-    import scipy.optimize
-
-    if not np.any(np.isfinite(log_weight)):
-        return Tilt(np.full(len(target), np.nan), log_weight, np.nan, False)
-    log_weight = log_weight - scipy.special.logsumexp(log_weight)
-    weight = np.exp(log_weight)
-    mean = weight @ moments
-    # Weights of hardly one draw have no spread; that of all draws keeps the numbers finite then.
-    scale = np.maximum(np.sqrt(weight @ np.square(moments - mean)), 1e-6 * moments.std(axis=0))
-    scale = np.where(scale > 0, scale, 1.0)
-    columns = (moments - target) / scale
-    spread = None if noise is None else noise / scale[:, None] / scale
-    begin = np.zeros(len(target)) if eta is None else eta * scale
-
-    def dual(step: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
-        exponent, slope = log_weight - columns @ step, columns
-        if spread is not None:
-            pushed = spread @ (begin + step)
-            exponent = exponent - 0.5 * (pushed @ (begin + step) - (spread @ begin) @ begin)
-            slope = columns + pushed
-        value = scipy.special.logsumexp(exponent)
-        tilted = np.exp(exponent - value)
-        mean = tilted @ slope
-        curvature = (slope * tilted[:, None]).T @ slope - np.outer(mean, mean)
-        if spread is not None:
-            curvature = curvature - np.einsum("n,nij->ij", tilted, spread)
-        return value, -mean, curvature, exponent - value
-
-    def stop(intermediate_result: scipy.optimize.OptimizeResult) -> None:
-        left = dual(intermediate_result.x)[3]
-        if np.exp(-scipy.special.logsumexp(2 * left)) < least:
-            raise StopIteration
-
-    found = scipy.optimize.minimize(
-        lambda step: dual(step)[:2],
-        np.zeros(len(target)),
-        jac=True,
-        hess=lambda step: dual(step)[2],
-        method="trust-exact",
-        callback=stop if least else None,
-        options={"gtol": 1e-6, "maxiter": 200},
-    )
-    value, gradient, _, log_weight = dual(found.x)
-    reached = bool(np.all(np.isfinite(found.x)) and np.max(np.abs(gradient)) < 1e-4)
-    return Tilt(found.x / scale, log_weight, value, reached)
 
 
 def certify(
@@ -386,9 +296,9 @@ def _weigh(
     pooled = (kind < SOLUTION) | bridges
     has_solution = bool(np.any(bridges))
     counts = np.bincount(source[pooled], minlength=len(densities) + has_solution).astype(float)
-    log_mixture, log_z = _balance(densities[:, pooled], log_p[pooled], counts, has_solution)
+    log_mixture, log_z = balance(densities[:, pooled], log_p[pooled], counts, has_solution)
     own_share = log_p[pooled] - log_z + math.log(counts[-1] / counts.sum()) - log_mixture
-    overlap = _overlap(own_share) if has_solution else math.inf
+    overlap = overlap_of(own_share) if has_solution else math.inf
     log_w = log_p[pooled] - log_mixture
     log_w = log_w - scipy.special.logsumexp(log_w)
     # Multipliers far off leave next to no weights to start from; without any, all draws have some.
@@ -437,19 +347,14 @@ def _coverage(is_unseen: np.ndarray, weight: np.ndarray, kind: np.ndarray, poole
 
     Only draws that had no part in finding the guide can tell: those of the base, and independent ones of the solution.
     """
-    reach = _effective(weight[kind[pooled] == BASE])
+    reach = effective(weight[kind[pooled] == BASE])
     # Any draws may show that modes are missing, but two or three with large weights do not.
-    shown = _effective(weight[kind[pooled] != OWN]) > FEW_DRAWS
+    shown = effective(weight[kind[pooled] != OWN]) > FEW_DRAWS
     unseen = float(weight[is_unseen[pooled]].sum()) if shown else 0.0
     solution = kind == INDEPENDENT
     if not np.any(solution):
         return unseen, reach
     return max(unseen, float(np.mean(is_unseen[solution]))), reach + float(solution.sum())
-
-
-def _effective(weight: np.ndarray) -> float:
-    """Effective number of these draws (Kish 1965)."""
-    return float(weight.sum() ** 2 / max(np.sum(weight**2), np.finfo(float).tiny))
 
 
 def _is_conclusive(found: Certificate) -> bool:
@@ -492,52 +397,6 @@ def _sentence(found: Certificate) -> str:
             f"the property ({found.reach:.0f} effective ones)."
         )
     return sentence
-
-
-def _balance(
-    densities: np.ndarray, log_p: np.ndarray, counts: np.ndarray, has_solution: bool
-) -> tuple[np.ndarray, float]:
-    """Log density of the proposals' mixture at every draw, and ``log Z`` of ``p``."""
-    shares = counts / counts.sum()
-    known = densities.shape[0]
-    terms = densities + np.log(np.maximum(shares[:known], np.finfo(float).tiny))[:, None]
-    log_mixture = scipy.special.logsumexp(terms, axis=0)
-    log_z = scipy.special.logsumexp(log_p - log_mixture) - math.log(len(log_p))
-    if not has_solution:
-        return log_mixture, float(log_z)
-    for _ in range(200):
-        with_solution = np.logaddexp(log_mixture, log_p - log_z + math.log(shares[known]))
-        new = scipy.special.logsumexp(log_p - with_solution) - math.log(len(log_p))
-        if abs(new - log_z) < 1e-7:
-            break
-        log_z = new
-    return np.logaddexp(log_mixture, log_p - log_z + math.log(shares[known])), float(log_z)
-
-
-def _overlap(log_share: np.ndarray) -> float:
-    """One over the variance of ``log Z`` that the balance leaves (Shirts & Chodera 2008, equation 8, for one unknown).
-
-    Args:
-        log_share: Log of each draw's probability of being one of the solution's.
-    """
-    share = np.exp(np.minimum(np.where(np.isnan(log_share), -np.inf, log_share), 0.0))
-    return float(np.sum(share * (1.0 - share)))
-
-
-def pareto_khat(weight: Float[np.ndarray, " N"]) -> float:
-    """Shape of a generalised Pareto distribution of the largest weights (Vehtari et al. 2024, JMLR 25:72)."""
-    from scipy.stats import genpareto
-
-    weight = np.sort(weight[weight > 0])
-    size = int(min(0.2 * len(weight), 3 * math.sqrt(len(weight))))
-    if size < 5:
-        return math.inf
-    excess = weight[-size:] - weight[-size - 1]
-    if not excess[-1] > 0:
-        return -math.inf
-    # Weights that are cut off at a common largest value have no tail at all.
-    shape, _, _ = genpareto.fit(excess / excess.mean(), floc=0.0)
-    return float(shape)
 
 
 def _propose(

@@ -10,7 +10,7 @@ from flowjax.distributions import AbstractDistribution, MultivariateNormal, Vmap
 from jaxtyping import Array, Float
 from scipy.cluster.vq import kmeans2
 
-from ._certificate import MAX_KHAT, MIN_ESS, MIN_OVERLAP, assess, tilt
+from ._certificate import MAX_KHAT, MIN_ESS, MIN_OVERLAP, assess
 from ._chain_settings import ChainSettings
 from ._chains import Solved, cost, covariance_of_mean, move_to, sample
 from ._dual_weights import log_base_density
@@ -20,6 +20,7 @@ from ._path import Record
 from ._problem import Problem
 from ._reference import begins_at_base
 from ._types import Draws, Key
+from ._weights import tilt
 
 MAX_RHAT, MIN_CHAINS_ESS = 1.4, 400.0
 """Largest rank-normalised split R-hat and least effective sample size (ESS) of a moment over chains that are called mixed.

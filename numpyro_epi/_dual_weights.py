@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ._certificate import MIN_ESS, Tilt, pareto_khat, tilt
+from ._certificate import MIN_ESS
 from ._outcome import STATUS, Verdict
 from ._pilot import approach
 from ._problem import Problem
@@ -15,6 +15,7 @@ from ._products import compiled
 from ._reference import begins_at_base
 from ._types import Draws, Key, PerDraw
 from ._weighed import weigh_draws
+from ._weights import Tilt, pareto_khat, tilt
 
 REWEIGHT_DRAWS, NOISY_REWEIGHT_DRAWS, REWEIGHT_SIMULATIONS = 200_000, 20_000, 16
 """Number of prior draws of ``method="reweight"``; the same for a model with noise, and the number of simulations of each."""

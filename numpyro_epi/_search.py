@@ -17,7 +17,6 @@ import scipy.linalg
 import scipy.special
 from jaxtyping import Array, Float
 
-from ._certificate import tilt
 from ._journal import remembered
 from ._path import on_the_way
 from ._pilot import effective
@@ -26,6 +25,7 @@ from ._products import compiled
 from ._reference import REFERENCE_SCALE, Reference, reference_draws
 from ._types import Draws, Key, MomentDraws, PerDraw
 from ._weighed import flattened
+from ._weights import tilt
 
 NUM_DRAWS, MOST_ROUNDS, LEAST_WORTH, ENOUGH_WORTH, NUM_LAST = 8000, 100, 0.025, 0.5, 5
 """Draws of a round, most rounds, the least share of draws that must keep a weight, the share at which it ends, and the rounds'

@@ -16,7 +16,6 @@ import numpy as np
 import scipy.special
 from jaxtyping import Array, Float
 
-from ._certificate import Tilt, tilt
 from ._journal import remembered
 from ._pilot import (
     ENOUGH_PER_DIM,
@@ -33,6 +32,7 @@ from ._pilot import (
 from ._problem import Problem
 from ._products import compiled
 from ._types import Draws, Key, PerDraw
+from ._weights import Tilt, tilt
 
 NUM_SIMULATIONS, MOST_SIMULATIONS, MAX_NOISE = 4, 32, 0.1
 """Simulations of each draw at first and at most; in between as many as keep the variance of ``eta . T``'s noise below the third,

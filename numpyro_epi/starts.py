@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from ._arguments import check_bool, check_count, check_instance, check_positive
-from ._certificate import Known, pareto_khat
+from ._certificate import Known
 from ._chain_settings import ChainSettings
 from ._chains import Solved
 from ._pilot import Near, approach, resample
@@ -23,6 +23,7 @@ from ._products import compiled
 from ._search import UnboundedError
 from ._types import Draws, Key, Metric, Moments, Numbers
 from ._weighed import Weighed, tilt_prior, weigh_draws
+from ._weights import pareto_khat
 from ._work import expensive, has_large_noise, is_trivial, moments_at, reference_moments, solve_by_chains
 
 __all__ = ["AbstractStart", "Chains", "FirstOf", "Gaussian", "Pilot", "Prior", "Start", "default"]

@@ -17,11 +17,12 @@ from flowjax.distributions import MultivariateNormal, Normal, VmapMixture
 from problems import EXACT, SIMULATOR_COVARIANCE, SIMULATOR_MATRIX, SIMULATOR_TARGET, exact_kl
 
 from numpyro_epi import _certificate
-from numpyro_epi._certificate import _balance, assess, certify, cost, pareto_khat, tilt
+from numpyro_epi._certificate import assess, certify, cost
 from numpyro_epi._outcome import STATUS, Verdict
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
 from numpyro_epi._result import Result
+from numpyro_epi._weights import balance, pareto_khat, tilt
 
 NUM_DRAWS = 4000
 
@@ -451,7 +452,7 @@ def balanced(seed, number, has_solution):
     log_q = scipy.stats.norm.logpdf(z)[None]
     log_p = scipy.stats.norm.logpdf(z, P_LOC, P_SCALE) + CONSTANT
     counts = np.array([number, number // 2])[: 1 + has_solution].astype(float)
-    return log_q, log_p, *_balance(log_q, log_p, counts, has_solution)
+    return log_q, log_p, *balance(log_q, log_p, counts, has_solution)
 
 
 @pytest.mark.parametrize("has_solution", [False, True], ids=["proposals", "solution"])

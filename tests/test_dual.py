@@ -13,7 +13,7 @@ from problems import EXACT
 
 import numpyro_epi as epi
 from numpyro_epi import _dual, _dual_chains, _dual_weights
-from numpyro_epi._certificate import tilt
+from numpyro_epi._weights import tilt
 from numpyro_epi._work import solve_by_chains
 
 ALL = {**EXACT, **CHOSEN}

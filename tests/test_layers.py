@@ -49,6 +49,7 @@ LAYERS = (
         "_chains",
         "_pilot",
         "_nested",
+        "_weights",
         "_certificate",
         "_weighed",
         "_search",

@@ -1,0 +1,150 @@
+"""Weighted draws: tilting them to targets, pooling those of several proposals, and how far their weights can be trusted."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import scipy.special
+from jaxtyping import Float
+
+
+class Tilt(NamedTuple):
+    """An exponential tilt of weighted draws.
+
+    Attributes:
+        eta: Change of the multipliers, shape [M].
+        log_weight: Normalised log weights after it, shape [N].
+        log_normalizer: ``log sum w exp(-eta . (T - target))`` of the normalised weights before it, nats.
+        reached: Whether the weighted means are the targets.
+    """
+
+    eta: Float[np.ndarray, " M"]
+    log_weight: Float[np.ndarray, " N"]
+    log_normalizer: float
+    reached: bool
+
+
+def tilt(
+    log_weight: Float[np.ndarray, " N"],
+    moments: Float[np.ndarray, "N M"],
+    target: Float[np.ndarray, " M"],
+    *,
+    noise: Float[np.ndarray, "N M M"] | None = None,
+    eta: Float[np.ndarray, " M"] | None = None,
+    least: float = 0.0,
+) -> Tilt:
+    """Minimise the weighted dual: the one exponential tilt of the draws whose weighted means are the targets.
+
+    Where ``moments`` are means over simulations whose noise is in the weights too, a weighted mean of them is biased:
+    ``E exp(-eta . m) m = exp(-eta . T + eta' S eta / 2) (T - S eta)`` for normal noise of covariance ``S``, so ``S eta`` is
+    added to each.
+
+    Args:
+        log_weight: Log weights, any constant added.
+        moments: ``T`` of the draws.
+        target: Wanted means.
+        noise: ``S`` of every draw; none where the moments' noise is not in the weights.
+        eta: Multipliers that are in the weights already, with ``noise`` only.
+        least: Effective draws below which it ends, with the targets not reached: near the edge of what the draws span, steps
+            are many.
+
+    Returns:
+        The tilt; ``reached`` is false where the targets lie outside what the draws span.
+    """
+    # It takes longer to import than most of the package.
+    import scipy.optimize
+
+    if not np.any(np.isfinite(log_weight)):
+        return Tilt(np.full(len(target), np.nan), log_weight, np.nan, False)
+    log_weight = log_weight - scipy.special.logsumexp(log_weight)
+    weight = np.exp(log_weight)
+    mean = weight @ moments
+    # Weights of hardly one draw have no spread; that of all draws keeps the numbers finite then.
+    scale = np.maximum(np.sqrt(weight @ np.square(moments - mean)), 1e-6 * moments.std(axis=0))
+    scale = np.where(scale > 0, scale, 1.0)
+    columns = (moments - target) / scale
+    spread = None if noise is None else noise / scale[:, None] / scale
+    begin = np.zeros(len(target)) if eta is None else eta * scale
+
+    def dual(step: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+        exponent, slope = log_weight - columns @ step, columns
+        if spread is not None:
+            pushed = spread @ (begin + step)
+            exponent = exponent - 0.5 * (pushed @ (begin + step) - (spread @ begin) @ begin)
+            slope = columns + pushed
+        value = scipy.special.logsumexp(exponent)
+        tilted = np.exp(exponent - value)
+        mean = tilted @ slope
+        curvature = (slope * tilted[:, None]).T @ slope - np.outer(mean, mean)
+        if spread is not None:
+            curvature = curvature - np.einsum("n,nij->ij", tilted, spread)
+        return value, -mean, curvature, exponent - value
+
+    def stop(intermediate_result: scipy.optimize.OptimizeResult) -> None:
+        left = dual(intermediate_result.x)[3]
+        if np.exp(-scipy.special.logsumexp(2 * left)) < least:
+            raise StopIteration
+
+    found = scipy.optimize.minimize(
+        lambda step: dual(step)[:2],
+        np.zeros(len(target)),
+        jac=True,
+        hess=lambda step: dual(step)[2],
+        method="trust-exact",
+        callback=stop if least else None,
+        options={"gtol": 1e-6, "maxiter": 200},
+    )
+    value, gradient, _, log_weight = dual(found.x)
+    reached = bool(np.all(np.isfinite(found.x)) and np.max(np.abs(gradient)) < 1e-4)
+    return Tilt(found.x / scale, log_weight, value, reached)
+
+
+def effective(weight: np.ndarray) -> float:
+    """Effective number of these draws (Kish 1965)."""
+    return float(weight.sum() ** 2 / max(np.sum(weight**2), np.finfo(float).tiny))
+
+
+def balance(
+    densities: np.ndarray, log_p: np.ndarray, counts: np.ndarray, has_solution: bool
+) -> tuple[np.ndarray, float]:
+    """Log density of the proposals' mixture at every draw, and ``log Z`` of ``p``."""
+    shares = counts / counts.sum()
+    known = densities.shape[0]
+    terms = densities + np.log(np.maximum(shares[:known], np.finfo(float).tiny))[:, None]
+    log_mixture = scipy.special.logsumexp(terms, axis=0)
+    log_z = scipy.special.logsumexp(log_p - log_mixture) - math.log(len(log_p))
+    if not has_solution:
+        return log_mixture, float(log_z)
+    for _ in range(200):
+        with_solution = np.logaddexp(log_mixture, log_p - log_z + math.log(shares[known]))
+        new = scipy.special.logsumexp(log_p - with_solution) - math.log(len(log_p))
+        if abs(new - log_z) < 1e-7:
+            break
+        log_z = new
+    return np.logaddexp(log_mixture, log_p - log_z + math.log(shares[known])), float(log_z)
+
+
+def overlap_of(log_share: np.ndarray) -> float:
+    """One over the variance of ``log Z`` that the balance leaves (Shirts & Chodera 2008, equation 8, for one unknown).
+
+    Args:
+        log_share: Log of each draw's probability of being one of the solution's.
+    """
+    share = np.exp(np.minimum(np.where(np.isnan(log_share), -np.inf, log_share), 0.0))
+    return float(np.sum(share * (1.0 - share)))
+
+
+def pareto_khat(weight: Float[np.ndarray, " N"]) -> float:
+    """Shape of a generalised Pareto distribution of the largest weights (Vehtari et al. 2024, JMLR 25:72)."""
+    from scipy.stats import genpareto
+
+    weight = np.sort(weight[weight > 0])
+    size = int(min(0.2 * len(weight), 3 * math.sqrt(len(weight))))
+    if size < 5:
+        return math.inf
+    excess = weight[-size:] - weight[-size - 1]
+    if not excess[-1] > 0:
+        return -math.inf
+    # Weights that are cut off at a common largest value have no tail at all.
+    shape, _, _ = genpareto.fit(excess / excess.mean(), floc=0.0)
+    return float(shape)
