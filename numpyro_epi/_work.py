@@ -22,7 +22,7 @@ from ._problem import Problem
 from ._products import compiled
 from ._reference import begins_at_base, draw_reference, reference_draws
 from ._search import find_reference
-from ._types import Draws, Key, MomentDraws, Moments, Scalar
+from ._types import Draws, Key, MomentDraws, Moments, PerDraw, Scalar
 
 LOOP_STEPS = 100
 """Assumed rounds of a loop whose number nobody knows before it runs."""
@@ -86,6 +86,14 @@ def moments_at(problem: Problem, key: Key, draws: Draws) -> MomentDraws:
     """Moments of one simulation of each draw."""
     pairs = jax.random.split(key, len(draws)), draws
     return jax.lax.map(lambda pair: problem.evaluate(*pair).moments, pairs, batch_size=min(len(draws), 250))
+
+
+@compiled
+def log_base_at(problem: Problem, draws: Draws) -> PerDraw:
+    """Log density of the base at each draw, in unconstrained coordinates."""
+    return jax.lax.map(
+        lambda u: problem.evaluate(jax.random.key(0), u).log_base, draws, batch_size=min(len(draws), 250)
+    )
 
 
 def has_large_noise(problem: Problem) -> bool:

@@ -21,10 +21,10 @@ from ._pilot import Near, approach, resample
 from ._problem import Problem
 from ._products import compiled
 from ._search import UnboundedError
-from ._types import Draws, Key, Metric, Moments, Numbers
+from ._types import Draws, Key, Metric, Moments, Numbers, PerDraw
 from ._weighed import Weighed, tilt_prior, weigh_draws
 from ._weights import pareto_khat
-from ._work import expensive, has_large_noise, is_trivial, moments_at, reference_moments, solve_by_chains
+from ._work import expensive, has_large_noise, is_trivial, log_base_at, moments_at, reference_moments, solve_by_chains
 
 __all__ = ["AbstractStart", "Chains", "FirstOf", "Gaussian", "Pilot", "Prior", "Start", "default"]
 
@@ -50,6 +50,7 @@ class Start(NamedTuple):
         independent: Draws of the solution that had no part in ``draws``, shape [K, D]: they may show that modes are missing.
         log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats, where it is known.
         infeasible: Why no distribution seems to have the property, in a sentence; then no step is taken.
+        log_density: Of the solution at ``draws``, nats, any constant added, shape [N]; ``None`` where it is not known exactly.
         is_hopeless: That is certain, and no other start is worth a try.
     """
 
@@ -62,6 +63,7 @@ class Start(NamedTuple):
     independent: Draws | None = None
     log_normalizer: float | None = None
     infeasible: str | None = None
+    log_density: PerDraw | None = None
     is_hopeless: bool = False
 
 
@@ -219,6 +221,7 @@ def _weighed_start(weighed: Weighed, num_simulations: int) -> Start:
         known,
         covariance=jnp.asarray(covariance, draws.dtype),
         log_normalizer=float(weighed.log_normalizer),
+        log_density=jnp.asarray(columns[:, -1], draws.dtype),
     )
 
 
@@ -261,6 +264,11 @@ class Chains(AbstractStart):
             f"{solution.num_simulations:.1e} simulations."
         )
         moments = np.asarray(solution.moments, float).reshape(len(draws), -1)
+        log_density = None
+        if not problem.simulator.noise:
+            log_density = log_base_at(problem, draws) - jnp.asarray(
+                (moments - problem.target) @ solution.eta, draws.dtype
+            )
         return Start(
             draws,
             True,
@@ -269,6 +277,7 @@ class Chains(AbstractStart):
             covariance=jnp.asarray(np.atleast_2d(np.cov(moments.T)), draws.dtype),
             independent=solution.independent,
             log_normalizer=float(solution.log_normalizer),
+            log_density=log_density,
         )
 
 

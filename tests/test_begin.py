@@ -43,6 +43,15 @@ def test_draws_that_are_not_fitted_and_few_ones_get_one_normal():
     assert _begin.outline(epi.flows.default, _start(_blobs(4, 2)[:3])).components == 1
 
 
+def test_a_rare_mode_that_few_chains_have_gets_a_normal():
+    """One in a hundred draws, in rows of forty: hardly any of the held-out rows has it."""
+    rng = np.random.default_rng(3)
+    is_wide = np.repeat(rng.random(512) < 0.01, 40)
+    draws = np.where(is_wide, 1.0, 0.1)[:, None] * rng.normal(size=(len(is_wide), 10))
+    assert 3 <= np.sum(is_wide) / 40 <= 8
+    assert _begin.outline(epi.flows.default, _start(draws)).components > 1
+
+
 @pytest.mark.parametrize(("count", "share"), [(20, 1 / 3), (400, 1 / 4), (8000, 1 / 10), (20_480, 1 / 10)])
 def test_a_share_of_the_draws_is_held_out_in_rows(count: int, share: float):
     held = _begin._held_out(count)
@@ -59,6 +68,26 @@ def test_a_new_flow_takes_the_scale_of_its_draws(scale: float):
     flow = _begun(0, light, _start(draws, fit_draws=False))
     drawn = np.asarray(flow.sample(jax.random.key(1), (20_000,)), float)
     np.testing.assert_allclose(np.cov(drawn.T), np.cov(draws.T), rtol=0.1, atol=0.0)
+
+
+def test_likelihood_fit_ends_where_the_draws_are_followed():
+    """A banana's draws, without their density and with it, of another normaliser."""
+    draws, log_p = _banana(0, 20_480)
+    start = _start(draws)
+    others, truth = _banana(1, 40_000)
+    found = []
+    for begin in (start, start._replace(log_density=jnp.asarray(log_p + 3.0, float))):
+        log_q = np.asarray(_begun(1, epi.flows.default, begin).log_prob(jnp.asarray(others, float)), float)
+        found.append(float(np.mean(truth - log_q)))
+    longest, shorter = found
+    assert 0.0 < longest < shorter < 2 * _begin.FOLLOWED
+
+
+def _banana(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws and their log density."""
+    x = np.random.default_rng(seed).normal(size=(count, 2))
+    bent = np.stack([x[:, 0], x[:, 1] + x[:, 0] ** 2], axis=1)
+    return bent, -0.5 * np.square(x).sum(axis=1) - np.log(2 * np.pi)
 
 
 @pytest.mark.parametrize("dim", [2, 5])
