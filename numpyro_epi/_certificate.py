@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 from flowjax.distributions import AbstractDistribution
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ._arguments import check_count, check_instance
 from ._keys import checked_key
@@ -32,7 +32,7 @@ from ._products import compiled
 from ._reference import begins_at_base
 from ._result import Result
 from ._types import Draws, Key, PerDraw
-from ._weights import Tilt, balance, effective, overlap_of, pareto_khat, tilt
+from ._weights import Tilt, balance, effective, normalized, overlap_of, pareto_khat, tilt
 
 NUM_DRAWS, NUM_NOISY_DRAWS, NUM_SIMULATIONS = 20_000, 4_000, 16
 """Draws of every proposal; with simulator noise fewer of them, each simulated so many times."""
@@ -60,6 +60,9 @@ UNSEEN_RATIO, MAX_UNSEEN = 10.0, 0.1
 """A place is unseen by the guide where its density is this factor below the solution's; share of the solution's mass in
 such places above which modes are probably missing."""
 
+ENOUGH_ALONE, MOST_UNSEEN_ALONE = 1000.0, 0.005
+"""Effective draws, and share of the chains' draws in unseen places, from which and up to which the guide's weights need no
+bridge to the chains' draws."""
 
 OWN, OTHER, BASE, SOLUTION, INDEPENDENT = range(5)
 """Where a draw comes from: the guide, another guide, the base, draws of the solution that the guide was fitted to, and such
@@ -165,6 +168,21 @@ def assess(
         others: Flows of other guides.
         num_draws: Draws of every proposal.
     """
+    pool = pooled(key, problem, flow, solution=solution, independent=independent, others=others, num_draws=num_draws)
+    return judged(pool, np.asarray(eta, float))
+
+
+def pooled(
+    key: Key,
+    problem: Problem,
+    flow: AbstractDistribution,
+    *,
+    solution: Draws | None = None,
+    independent: Draws | None = None,
+    others: Sequence[AbstractDistribution] = (),
+    num_draws: int | None = None,
+) -> "Pool":
+    """Draws of all proposals, and what their weights are made of; arguments as of `assess`."""
     noisy = bool(problem.simulator.noise)
     count = num_draws or (NUM_NOISY_DRAWS if noisy else NUM_DRAWS)
     simulations = NUM_SIMULATIONS if noisy else 1
@@ -174,13 +192,28 @@ def assess(
     if solution is not None:
         every = max(1, len(solution) // count)
         parts.append(solution[::every][:count])
-    found = _evaluate(problem, (flow, *others), wide, jnp.concatenate(parts), evaluate_key, simulations)
-    columns = _Columns(*(np.asarray(column, float) for column in found))
+    draws = jnp.concatenate(parts)
+    found = _evaluate(problem, (flow, *others), wide, draws, evaluate_key, simulations)
     kinds = [OWN, *(OTHER for _ in others), BASE]
     if solution is not None:
         kinds.append(SOLUTION if independent is None else INDEPENDENT)
     source = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return _weigh(problem, columns, source, np.array(kinds)[source], np.asarray(eta, float), simulations)
+    columns = _Columns(*(np.asarray(column, float) for column in found))
+    return Pool(
+        problem.target, np.asarray(draws), columns.usable(problem.target), source, np.array(kinds)[source], simulations
+    )
+
+
+def judged(pool: "Pool", eta: Float[np.ndarray, " M"]) -> Certificate:
+    """The certificate that a pool of draws gives."""
+    if not np.any(pool.usable[pool.kind == OWN]):
+        nothing = Certificate(np.nan, np.nan, np.nan, eta, 0.0, np.inf, np.nan, 0.0, False, pool.num_simulations, "")
+        return nothing._replace(verdict=_sentence(nothing))
+    found = pool.weigh(eta, bridged=False)
+    certificate = _certificate(pool, found)
+    if pool.has_solution and not _stands_alone(pool, found):
+        certificate = _certificate(pool, pool.weigh(eta, bridged=True))
+    return certificate._replace(verdict=_sentence(certificate), conclusive=_is_conclusive(certificate))
 
 
 def assess_by_draws(
@@ -249,8 +282,7 @@ def weigh(
     correction = _correction(found.noise, eta)
     log_weight = found.log_base - (found.moments - problem.target) @ eta - correction - found.log_guides[0]
     usable = np.isfinite(log_weight) & np.isfinite(moments).all(axis=1)
-    log_weight = np.where(usable, log_weight, -np.inf)
-    log_weight = log_weight - scipy.special.logsumexp(log_weight)
+    log_weight = normalized(np.where(usable, log_weight, -np.inf))
     return log_weight, tilt(log_weight, np.where(usable[:, None], moments, problem.target), problem.target)
 
 
@@ -263,94 +295,176 @@ class _Columns(NamedTuple):
     noise: np.ndarray
     log_base: np.ndarray
 
+    def usable(self, target: np.ndarray) -> "_Columns":
+        """With no mass where a simulation failed."""
+        usable = np.isfinite(self.log_base) & np.isfinite(self.moments).all(axis=1)
+        # A draw at the edge of the support may be infinite in unconstrained coordinates: it has no density there.
+        usable = usable & np.isfinite(self.log_guides).all(axis=0) & np.isfinite(self.log_defence)
+        return _Columns(
+            log_guides=np.where(usable, self.log_guides, LOWEST),
+            log_defence=np.where(usable, self.log_defence, LOWEST),
+            moments=np.where(usable[:, None], self.moments, target),
+            noise=np.where(usable[:, None, None], self.noise, 0.0),
+            log_base=np.where(usable, self.log_base, -np.inf),
+        )
+
 
 def _correction(noise: np.ndarray, eta: np.ndarray) -> np.ndarray:
     """``eta' S eta / 2``, nats, which is taken off the exponent: see `_noise`."""
     return 0.5 * (noise @ eta) @ eta if noise.shape[-1] == len(eta) else np.zeros(len(noise))
 
 
-def _weigh(
-    problem: Problem, found: _Columns, source: np.ndarray, kind: np.ndarray, eta: np.ndarray, simulations: int
-) -> Certificate:
-    target = problem.target
-    usable = np.isfinite(found.log_base) & np.isfinite(found.moments).all(axis=1)
-    # A draw at the edge of the support may be infinite in unconstrained coordinates: it has no density there.
-    usable = usable & np.isfinite(found.log_guides).all(axis=0) & np.isfinite(found.log_defence)
-    moments = np.where(usable[:, None], found.moments, target)
-    noise = np.where(usable[:, None, None], found.noise, 0.0)
-    if not np.any(usable[kind == OWN]):
-        nothing = Certificate(
-            np.nan, np.nan, np.nan, eta, 0.0, np.inf, np.nan, 0.0, False, len(usable) * simulations, ""
+class PoolWeights(NamedTuple):
+    """Weights of a pool's draws towards the solution.
+
+    Attributes:
+        eta: Multipliers of the tilt that has the property; those given where no weighting has.
+        rows: Which of the pool's draws have weights, shape [N].
+        first: Normalised log weights towards the multipliers given, shape [K].
+        log_weight: The same after the tilt, shape [K].
+        log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats.
+        reached: Whether the tilt has the property.
+        ess: Effective draws.
+        khat: Shape of a generalised Pareto distribution of the largest weights.
+        relative_variance: Of ``Z``.
+        overlap: Of the bridge to draws of the solution; infinite without one.
+    """
+
+    eta: Float[np.ndarray, " M"]
+    rows: Bool[np.ndarray, " N"]
+    first: Float[np.ndarray, " K"]
+    log_weight: Float[np.ndarray, " K"]
+    log_normalizer: float
+    reached: bool
+    ess: float
+    khat: float
+    relative_variance: float
+    overlap: float
+
+
+class Pool(NamedTuple):
+    """Draws of all proposals.
+
+    Attributes:
+        target: Wanted means, shape [M].
+        draws: In unconstrained coordinates, shape [N, D].
+        columns: What their weights are made of.
+        source: The proposal that each is of, shape [N].
+        kind: The kind of that, shape [N].
+        simulations: Of each draw.
+    """
+
+    target: Float[np.ndarray, " M"]
+    draws: Float[np.ndarray, "N D"]
+    columns: _Columns
+    source: Int[np.ndarray, " N"]
+    kind: Int[np.ndarray, " N"]
+    simulations: int
+
+    @property
+    def usable(self) -> Bool[np.ndarray, " N"]:
+        return np.isfinite(self.columns.log_base)
+
+    @property
+    def num_simulations(self) -> int:
+        return len(self.kind) * self.simulations
+
+    @property
+    def has_solution(self) -> bool:
+        # With noise the density is an estimate: in a bridge, where it stands above and below, its noise lowers log Z.
+        return bool(self.simulations == 1 and np.any(self.kind >= SOLUTION))
+
+    def log_p(self, eta: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
+        """``log base - eta . (T - target)``, nats."""
+        columns = self.columns
+        return columns.log_base - (columns.moments - self.target) @ eta - _correction(columns.noise, eta)
+
+    def weigh(self, eta: Float[np.ndarray, " M"], *, bridged: bool) -> PoolWeights:
+        """Weigh the draws towards ``p_eta`` and on to the property; where ``bridged``, with the solution among the proposals."""
+        rows = np.ones(len(self.kind), bool) if bridged else self.kind < SOLUTION
+        columns = self.columns
+        densities = np.vstack([columns.log_guides, columns.log_defence[None]])[:, rows]
+        log_p = self.log_p(eta)[rows]
+        counts = np.bincount(self.source[rows], minlength=len(densities) + bridged).astype(float)
+        log_mixture, log_z = balance(densities, log_p, counts, bridged)
+        own_share = log_p - log_z + math.log(counts[-1] / counts.sum()) - log_mixture
+        overlap = overlap_of(own_share) if bridged else math.inf
+        first = log_w = normalized(log_p - log_mixture)
+        # Multipliers far off leave next to no weights to start from; without any, all draws have some.
+        for start in (eta, np.zeros_like(eta)):
+            log_weight = self.log_p(start)[rows] - log_mixture
+            spread = columns.noise[rows] if self.simulations > 1 else None
+            tilted = tilt(log_weight, columns.moments[rows], self.target, noise=spread, eta=start)
+            if tilted.reached:
+                eta, log_w = start + tilted.eta, tilted.log_weight
+                log_z = scipy.special.logsumexp(log_weight) - math.log(len(log_weight)) + tilted.log_normalizer
+                break
+        weight = np.exp(log_w)
+        ess = 1.0 / np.sum(weight**2)
+        relative_variance = max(1.0 / ess - 1.0 / len(weight), 0.0)
+        if bridged:
+            # Bennett 1976, J. Comput. Phys. 22:245, equation 10b: perfect overlap leaves no error.
+            bridge = 1.0 / max(overlap, 1e-9) - 1.0 / counts[-1] - 1.0 / counts[:-1].sum()
+            relative_variance = max(relative_variance, bridge)
+        return PoolWeights(
+            eta=eta,
+            rows=rows,
+            first=first,
+            log_weight=log_w,
+            # The logarithm of a mean is too small by half of its relative variance.
+            log_normalizer=float(log_z + 0.5 * min(relative_variance, 1.0)),
+            reached=tilted.reached,
+            ess=float(ess),
+            khat=pareto_khat(weight),
+            relative_variance=relative_variance,
+            overlap=overlap,
         )
-        return nothing._replace(verdict=_sentence(nothing))
 
-    def exponent(eta: np.ndarray) -> np.ndarray:
-        # A failed simulation has no mass.
-        log_p = found.log_base - (moments - target) @ eta - _correction(noise, eta)
-        return np.where(usable, log_p, -np.inf)
+    def ahead(self, found: PoolWeights) -> Float[np.ndarray, " N"]:
+        """Log ratio of the solution's density to the guide's."""
+        log_p = self.log_p(found.eta) - found.log_normalizer
+        return np.subtract(log_p, self.columns.log_guides[0], out=np.zeros_like(log_p), where=self.usable)
 
-    log_p = exponent(eta)
-    densities = np.where(usable, np.vstack([found.log_guides, found.log_defence[None]]), LOWEST)
-    # With noise the density is an estimate: in a bridge, where it stands above and below, its noise lowers log Z.
-    bridges = (kind >= SOLUTION) & (simulations == 1)
-    pooled = (kind < SOLUTION) | bridges
-    has_solution = bool(np.any(bridges))
-    counts = np.bincount(source[pooled], minlength=len(densities) + has_solution).astype(float)
-    log_mixture, log_z = balance(densities[:, pooled], log_p[pooled], counts, has_solution)
-    own_share = log_p[pooled] - log_z + math.log(counts[-1] / counts.sum()) - log_mixture
-    overlap = overlap_of(own_share) if has_solution else math.inf
-    log_w = log_p[pooled] - log_mixture
-    log_w = log_w - scipy.special.logsumexp(log_w)
-    # Multipliers far off leave next to no weights to start from; without any, all draws have some.
-    for start in (eta, np.zeros_like(eta)):
-        log_weight = exponent(start)[pooled] - log_mixture
-        spread = noise[pooled] if simulations > 1 else None
-        tilted = tilt(log_weight, moments[pooled], target, noise=spread, eta=start)
-        if tilted.reached:
-            eta, log_w = start + tilted.eta, tilted.log_weight
-            log_z = scipy.special.logsumexp(log_weight) - math.log(len(log_weight)) + tilted.log_normalizer
-            log_p = exponent(eta)
-            break
-    weight = np.exp(log_w)
-    ess = 1.0 / np.sum(weight**2)
-    relative_variance = max(1.0 / ess - 1.0 / len(weight), 0.0)
-    if has_solution:
-        # Bennett 1976, J. Comput. Phys. 22:245, equation 10b: perfect overlap leaves no error.
-        bridge = 1.0 / max(overlap, 1e-9) - 1.0 / counts[-1] - 1.0 / counts[:-1].sum()
-        relative_variance = max(relative_variance, bridge)
-    # The logarithm of a mean is too small by half of its relative variance.
-    log_z = log_z + 0.5 * min(relative_variance, 1.0)
-    own = (kind == OWN) & usable
+
+def _stands_alone(pool: Pool, found: PoolWeights) -> bool:
+    """Whether the guide's weights need no bridge to the chains' draws, which takes their shares of modes to be right."""
+    is_unseen = pool.ahead(found)[pool.kind >= SOLUTION] > math.log(UNSEEN_RATIO)
+    precise = found.reached and found.ess >= ENOUGH_ALONE and found.khat <= MAX_KHAT
+    return bool(precise and np.mean(is_unseen) <= MOST_UNSEEN_ALONE)
+
+
+def _certificate(pool: Pool, found: PoolWeights) -> Certificate:
+    """Numbers, without a verdict."""
+    eta, weight = found.eta, np.exp(found.log_weight)
+    own = (pool.kind == OWN) & pool.usable
     # The guide's own distance is linear in T: nothing to correct for.
-    distance = found.log_guides[0][own] - log_p[own] - _correction(noise, eta)[own]
-    ahead = np.subtract(log_p - log_z, found.log_guides[0], out=np.zeros_like(log_p), where=usable)
-    unseen, reach = _coverage(ahead > math.log(UNSEEN_RATIO), weight, kind, pooled)
-    certificate = Certificate(
-        upper_bound=float(log_z),
-        gap=float(np.mean(distance) + log_z),
-        standard_error=math.sqrt(np.var(distance) / own.sum() + relative_variance),
+    distance = (pool.columns.log_guides[0] - pool.log_p(eta) - _correction(pool.columns.noise, eta))[own]
+    unseen, reach = _coverage(pool.ahead(found) > math.log(UNSEEN_RATIO), weight, pool.kind, found.rows)
+    return Certificate(
+        upper_bound=found.log_normalizer,
+        gap=float(np.mean(distance) + found.log_normalizer),
+        standard_error=math.sqrt(np.var(distance) / own.sum() + found.relative_variance),
         eta=eta,
-        ess=float(ess),
-        khat=pareto_khat(weight),
+        ess=found.ess,
+        khat=found.khat,
         unseen=unseen,
         reach=reach,
-        tilted=tilted.reached,
-        num_simulations=len(usable) * simulations,
+        tilted=found.reached,
+        num_simulations=pool.num_simulations,
         verdict="",
-        overlap=overlap,
+        overlap=found.overlap,
     )
-    return certificate._replace(verdict=_sentence(certificate), conclusive=_is_conclusive(certificate))
 
 
-def _coverage(is_unseen: np.ndarray, weight: np.ndarray, kind: np.ndarray, pooled: np.ndarray) -> tuple[float, float]:
+def _coverage(is_unseen: np.ndarray, weight: np.ndarray, kind: np.ndarray, rows: np.ndarray) -> tuple[float, float]:
     """Fraction of the solution's mass that the guide does not see, and the effective number of draws that could tell.
 
     Only draws that had no part in finding the guide can tell: those of the base, and independent ones of the solution.
     """
-    reach = effective(weight[kind[pooled] == BASE])
+    reach = effective(weight[kind[rows] == BASE])
     # Any draws may show that modes are missing, but two or three with large weights do not.
-    shown = effective(weight[kind[pooled] != OWN]) > FEW_DRAWS
-    unseen = float(weight[is_unseen[pooled]].sum()) if shown else 0.0
+    shown = effective(weight[kind[rows] != OWN]) > FEW_DRAWS
+    unseen = float(weight[is_unseen[rows]].sum()) if shown else 0.0
     solution = kind == INDEPENDENT
     if not np.any(solution):
         return unseen, reach

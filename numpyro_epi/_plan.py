@@ -13,7 +13,7 @@ from flowjax.distributions import AbstractDistribution
 
 from . import _optimizer, flows, objectives, starts
 from ._begin import Outline, begin_flow, outline
-from ._certificate import MAX_KHAT, Known, assess, assess_by_draws, cost
+from ._certificate import MAX_KHAT, Known, Pool, assess, assess_by_draws, cost, judged
 from ._checkpoint import Keeper, Saved, describe, fingerprint, without_addresses
 from ._chunks import NUM_CHUNKS, Chunks, Goal, arrived, given_up, is_stuck, run_chunks, seems_near, violations
 from ._conditioned import Conditioned, conditioner
@@ -26,6 +26,7 @@ from ._outcome import STATUS, Certificate, Verdict
 from ._problem import Problem
 from ._restarts import Candidates, Fleet, rank
 from ._result import Result
+from ._settled import settle
 from ._snapshots import Recorder
 from ._stop import StoppedBeforeFirstStep, StopRequest
 from ._types import Key, Metric, Moments
@@ -158,8 +159,14 @@ class Plan(NamedTuple):
         self, begin: starts.Start, saved: Saved | None, keeper: Keeper | None, *, began: float, progress: bool
     ) -> Result:
         keys = jax.random.split(self.key, 5)
-        shape = outline(self.method.flow, begin)
-        fleet, run, budget = self._launch(keys, begin, shape, saved)
+        pool: Pool | None = None
+        first: AbstractDistribution | None = None
+        if saved is None:
+            settle_keys = jnp.stack([keys[1], jax.random.fold_in(keys[2], 6)])
+            begin, shape, first, pool = settle(settle_keys, self.problem, self.method.flow, begin)
+        else:
+            shape = outline(self.method.flow, begin)
+        fleet, run, budget = self._launch(keys, begin, shape, first, saved)
         conditioned = conditioner(self.problem)
         recorder = Recorder(self.problem, jax.random.fold_in(keys[2], 5), self.num_snapshots)
         if saved is not None:
@@ -194,7 +201,8 @@ class Plan(NamedTuple):
             if self._is_single(begin) and self.certify is not False:
                 (guide,) = map(conditioned, fleet.flows(states))
                 certificates.clear()
-                certificates[chunk] = found = self._certify(keys, begin, guide, verdicts[0], chunk)
+                fresh = pool if chunk == 0 else None
+                certificates[chunk] = found = self._certify(keys, begin, guide, verdicts[0], chunk, fresh)
                 looks.append(found)
                 if found is None or not found.conclusive:
                     # More steps do not make the certificate's weights any better.
@@ -243,10 +251,18 @@ class Plan(NamedTuple):
         return begin.eta is not None and self.num_restarts == 1
 
     def _certify(
-        self, keys: Key, begin: starts.Start, guide: AbstractDistribution, verdict: Verdict, chunk: int
+        self,
+        keys: Key,
+        begin: starts.Start,
+        guide: AbstractDistribution,
+        verdict: Verdict,
+        chunk: int,
+        pool: Pool | None = None,
     ) -> Certificate | None:
         """The certificate of a guide near a known solution; ``None`` where it is too expensive to be made unasked."""
         eta = np.asarray(begin.eta, float)
+        if pool is not None:
+            return judged(pool, eta)
         is_cheap = begin.known is None or cost(self.problem, 3) <= begin.known.num_simulations
         if begin.known is not None and not (self.certify is True or is_cheap):
             return assess_by_draws(self.problem, guide, verdict, begin.draws, eta, begin.known)
@@ -281,13 +297,18 @@ class Plan(NamedTuple):
         _, state, _ = self._settings(begin).begin(flow, begin, one, is_known=False)
         return state
 
-    def _launch(self, keys: Key, begin: starts.Start, shape: Outline, saved: Saved | None) -> tuple[Fleet, Chunks, int]:
-        """The compiled loop, where it stands, and the steps that it may take."""
+    def _launch(
+        self, keys: Key, begin: starts.Start, shape: Outline, first: AbstractDistribution | None, saved: Saved | None
+    ) -> tuple[Fleet, Chunks, int]:
+        """The compiled loop, where it stands, and the steps that it may take; the first restart's flow where it is begun."""
         method, is_known = self.method, saved is not None
         settings = self._settings(begin)
         begun = []
-        for one in _restart_keys(keys, self.num_restarts):
-            flow = begin_flow(one[1], method.flow, begin, shape, is_fitted=is_known)
+        for number, one in enumerate(_restart_keys(keys, self.num_restarts)):
+            if number or first is None:
+                flow = begin_flow(one[1], method.flow, begin, shape, is_fitted=is_known)
+            else:
+                flow = first
             begun.append(settings.begin(flow, begin, one, is_known=is_known))
         fleet = Fleet.of([loop for loop, _, _ in begun])
         run = Chunks(fleet.stack([state for _, state, _ in begun]), [])

@@ -56,7 +56,7 @@ def tilt(
 
     if not np.any(np.isfinite(log_weight)):
         return Tilt(np.full(len(target), np.nan), log_weight, np.nan, False)
-    log_weight = log_weight - scipy.special.logsumexp(log_weight)
+    log_weight = normalized(log_weight)
     weight = np.exp(log_weight)
     mean = weight @ moments
     # Weights of hardly one draw have no spread; that of all draws keeps the numbers finite then.
@@ -97,6 +97,11 @@ def tilt(
     value, gradient, _, log_weight = dual(found.x)
     reached = bool(np.all(np.isfinite(found.x)) and np.max(np.abs(gradient)) < 1e-4)
     return Tilt(found.x / scale, log_weight, value, reached)
+
+
+def normalized(log_weight: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Log weights whose exponentials sum to one."""
+    return log_weight - scipy.special.logsumexp(log_weight)
 
 
 def effective(weight: np.ndarray) -> float:

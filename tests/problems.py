@@ -65,15 +65,20 @@ def exact_kl(exact: ExactProblem, *, base_entropy: float, moments: Float[np.ndar
     return float(exact.objective - base_entropy + exact.multipliers @ (np.asarray(moments) - exact.problem.target))
 
 
-def multiplier_error(exact: ExactProblem, eta: Float[np.ndarray, " M"]) -> float:
+def multiplier_error(
+    exact: ExactProblem, eta: Float[np.ndarray, " M"], *, slack: Float[np.ndarray, " M"] | float = 0.0
+) -> float:
     """The worst of the multipliers' errors, each relative to its exact value; to the largest one where that is zero.
+
+    Of each error, ``slack`` is taken off first.
 
     The largest of numbers in different units depends on the units: all are taken to those of ``exact.units`` first.
     """
     truth = exact.multipliers * exact.units
     sizes = np.abs(truth)
     sizes = np.where(sizes > 1e-9 * np.max(sizes), sizes, np.max(sizes))
-    return float(np.max(np.abs(eta * exact.units - truth) / sizes))
+    errors = np.maximum(np.abs(eta * exact.units - truth) - slack * exact.units, 0.0)
+    return float(np.max(errors / sizes))
 
 
 GAUSSIANS = {

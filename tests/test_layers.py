@@ -62,6 +62,7 @@ LAYERS = (
         "starts",
         "_optimizer",
         "_begin",
+        "_settled",
         "_memory",
         "_restarts",
         "_snapshots",

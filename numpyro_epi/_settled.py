@@ -1,0 +1,99 @@
+"""The dual solved again from a new flow's weights, where the chains that began it had wrong shares of modes.
+
+Chains that do not cross between modes keep the shares that the path gave them, and their multipliers put these right: they are
+wrong by as much as the shares are, and their spread does not show it. A flow fitted to the chains' draws has the same shares, but
+a known density: its importance weights have the right ones, and the one tilt of them that has the property has the multipliers.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flowjax.distributions import AbstractDistribution
+
+from . import flows
+from ._begin import Outline, begin_flow, outline
+from ._certificate import OWN, Pool, pooled
+from ._conditioned import conditioner
+from ._pilot import resample
+from ._problem import Problem
+from ._types import Key
+from .starts import Start
+
+LEAST_OFF, STANDARD_ERRORS, LEAST_ESS = 0.02, 4.0, 1000.0
+"""Of a mean at the chains' multipliers, by the flow's weights: how far from its target it has to be, in units of its scale and
+in standard errors, for the dual to be solved again, and the effective draws that say so. Chains go on until their own standard
+errors are a fiftieth."""
+
+MOST_TIMES = 2
+"""That the dual is solved again. A flow that is fitted to better draws has better weights."""
+
+
+class Settled(NamedTuple):
+    """A start, and the flow that it begins.
+
+    Attributes:
+        begin: The start, with other draws and multipliers where it was solved again.
+        shape: What flows are made of.
+        flow: The first one.
+        pool: Its draws and others', from which a certificate is made; ``None`` where none were made.
+    """
+
+    begin: Start
+    shape: Outline
+    flow: AbstractDistribution
+    pool: Pool | None
+
+
+def settle(keys: Key, problem: Problem, builder: flows.FlowBuilder, begin: Start) -> Settled:
+    """Begin a flow, and solve the dual again until its weights agree with the start.
+
+    Args:
+        keys: Of the flow and of the draws, shape [2].
+        problem: The question. With noise weights are no better than chains, and nothing is solved again.
+        builder: Of the flow.
+        begin: The start. Where its draws were weighed to the solution, or it has no multipliers, it stays as it is.
+    """
+    for number in range(MOST_TIMES + 1):
+        shape = outline(builder, begin)
+        flow = begin_flow(keys[0], builder, begin, shape)
+        if begin.eta is None or begin.known is not None or not begin.fit_draws or problem.simulator.noise:
+            return Settled(begin, shape, flow, None)
+        key = jax.random.fold_in(keys[1], number)
+        guide = conditioner(problem)(flow)
+        pool = pooled(key, problem, guide, solution=begin.draws, independent=begin.independent)
+        better = solved_again(pool, problem, begin) if number < MOST_TIMES else None
+        if better is None:
+            break
+        begin = better
+    return Settled(begin, shape, flow, pool)
+
+
+def solved_again(pool: Pool, problem: Problem, begin: Start) -> Start | None:
+    """The start with the multipliers and draws of a pool's weights; ``None`` where they agree with it or say too little."""
+    if not np.any(pool.usable & (pool.kind == OWN)):
+        return None
+    found = pool.weigh(np.asarray(begin.eta, float), bridged=False)
+    if not found.reached or found.ess < LEAST_ESS:
+        return None
+    moments = pool.columns.moments[found.rows]
+    weight = np.exp(found.first)
+    mean = weight @ moments
+    centred = moments - mean
+    error = np.sqrt(np.square(weight) @ np.square(centred))
+    scale = problem.scale(np.sqrt(np.exp(found.log_weight) @ np.square(moments - problem.target)))
+    if not np.any(np.abs(mean - problem.target) > np.maximum(LEAST_OFF * scale, STANDARD_ERRORS * error)):
+        return None
+    columns = np.column_stack([pool.draws, pool.log_p(found.eta)])[found.rows]
+    columns = resample(columns, found.log_weight, len(begin.draws))
+    tilted = moments - problem.target
+    covariance = (tilted * np.exp(found.log_weight)[:, None]).T @ tilted
+    return begin._replace(
+        draws=jnp.asarray(columns[:, :-1], begin.draws.dtype),
+        eta=jnp.asarray(found.eta, begin.draws.dtype),
+        covariance=jnp.asarray(covariance, begin.draws.dtype),
+        log_normalizer=found.log_normalizer,
+        log_density=jnp.asarray(columns[:, -1], begin.draws.dtype),
+        message=f"{begin.message} The flow's weights showed other shares of modes, and the dual was solved again from them.",
+    )
