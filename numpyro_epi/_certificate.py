@@ -7,8 +7,9 @@ For every ``q`` that has the property and every ``eta``, ``H_b(q) <= D(eta)``, t
 
 is the answer's own distance. The integral is estimated from draws of several proposals at once, since the guide's own draws
 cannot see a mode that it lost: the guide, the base (or a wide normal, where the base is no distribution), other guides, and
-draws of ``p_eta`` by chains, whose unknown normaliser enters the balance (multistate bridge sampling: Meng & Wong 1996;
-Shirts & Chodera 2008, equation 11). The same draws, weighted, are tilted until they have the property exactly.
+where these are not enough, draws of ``p_eta`` by chains, whose unknown normaliser enters the balance (multistate bridge sampling:
+Meng & Wong 1996; Shirts & Chodera 2008, equation 11) and whose shares of modes are then taken to be right. The same draws,
+weighted, are tilted until they have the property exactly.
 """
 
 import math

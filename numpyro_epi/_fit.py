@@ -219,6 +219,7 @@ def _begun(saved: Saved) -> starts.Start | None:
         message=about["message"],
         log_normalizer=about["log_normalizer"],
         infeasible=about["infeasible"],
+        times_solved=about["times_solved"],
         eta=optional("eta"),
         covariance=optional("covariance"),
         independent=optional("independent"),

@@ -162,7 +162,7 @@ class Plan(NamedTuple):
         pool: Pool | None = None
         first: AbstractDistribution | None = None
         if saved is None:
-            settle_keys = jnp.stack([keys[1], jax.random.fold_in(keys[2], 6)])
+            settle_keys = jnp.stack([keys[1], self._certificate_key(keys, 0)])
             begin, shape, first, pool = settle(settle_keys, self.problem, self.method.flow, begin)
         else:
             shape = outline(self.method.flow, begin)
@@ -185,7 +185,8 @@ class Plan(NamedTuple):
                 optional = {name: getattr(begin, name) for name in ("eta", "covariance", "independent")}
                 arrays |= {f"begin.{name}": np.asarray(a) for name, a in optional.items() if a is not None}
                 start = {
-                    name: getattr(begin, name) for name in ("fit_draws", "message", "log_normalizer", "infeasible")
+                    name: getattr(begin, name)
+                    for name in ("fit_draws", "message", "log_normalizer", "infeasible", "times_solved")
                 }
                 if begin.known is not None:
                     arrays["begin.log_density"] = np.asarray(begin.known.log_density)
@@ -250,6 +251,10 @@ class Plan(NamedTuple):
         """Whether one guide moves towards a known solution, so that it can be certified on its way."""
         return begin.eta is not None and self.num_restarts == 1
 
+    def _certificate_key(self, keys: Key, chunk: int) -> Key:
+        """Of a look after so many chunks; before the first one each solution of the dual has a key of its own."""
+        return jax.random.fold_in(jax.random.fold_in(keys[2], 3), chunk)
+
     def _certify(
         self,
         keys: Key,
@@ -266,7 +271,9 @@ class Plan(NamedTuple):
         is_cheap = begin.known is None or cost(self.problem, 3) <= begin.known.num_simulations
         if begin.known is not None and not (self.certify is True or is_cheap):
             return assess_by_draws(self.problem, guide, verdict, begin.draws, eta, begin.known)
-        key = jax.random.fold_in(jax.random.fold_in(keys[2], 3), chunk)
+        key = self._certificate_key(keys, chunk)
+        if chunk == 0:
+            key = jax.random.fold_in(key, begin.times_solved)
         return assess(key, self.problem, guide, eta, solution=begin.draws, independent=begin.independent)
 
     def _is_pathwise(self) -> bool:

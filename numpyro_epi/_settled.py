@@ -29,6 +29,8 @@ errors are a fiftieth."""
 MOST_TIMES = 2
 """That the dual is solved again. A flow that is fitted to better draws has better weights."""
 
+SOLVED_AGAIN = "The flow's weights showed other shares of modes, and the dual was solved again from them."
+
 
 class Settled(NamedTuple):
     """A start, and the flow that it begins.
@@ -55,19 +57,18 @@ def settle(keys: Key, problem: Problem, builder: flows.FlowBuilder, begin: Start
         builder: Of the flow.
         begin: The start. Where its draws were weighed to the solution, or it has no multipliers, it stays as it is.
     """
-    for number in range(MOST_TIMES + 1):
+    while True:
         shape = outline(builder, begin)
         flow = begin_flow(keys[0], builder, begin, shape)
         if begin.eta is None or begin.known is not None or not begin.fit_draws or problem.simulator.noise:
             return Settled(begin, shape, flow, None)
-        key = jax.random.fold_in(keys[1], number)
+        key = jax.random.fold_in(keys[1], begin.times_solved)
         guide = conditioner(problem)(flow)
         pool = pooled(key, problem, guide, solution=begin.draws, independent=begin.independent)
-        better = solved_again(pool, problem, begin) if number < MOST_TIMES else None
+        better = solved_again(pool, problem, begin) if begin.times_solved < MOST_TIMES else None
         if better is None:
-            break
+            return Settled(begin, shape, flow, pool)
         begin = better
-    return Settled(begin, shape, flow, pool)
 
 
 def solved_again(pool: Pool, problem: Problem, begin: Start) -> Start | None:
@@ -95,5 +96,6 @@ def solved_again(pool: Pool, problem: Problem, begin: Start) -> Start | None:
         covariance=jnp.asarray(covariance, begin.draws.dtype),
         log_normalizer=found.log_normalizer,
         log_density=jnp.asarray(columns[:, -1], begin.draws.dtype),
-        message=f"{begin.message} The flow's weights showed other shares of modes, and the dual was solved again from them.",
+        times_solved=begin.times_solved + 1,
+        message=begin.message if begin.times_solved else f"{begin.message} {SOLVED_AGAIN}",
     )

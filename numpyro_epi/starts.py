@@ -51,6 +51,7 @@ class Start(NamedTuple):
         log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats, where it is known.
         infeasible: Why no distribution seems to have the property, in a sentence; then no step is taken.
         log_density: Of the solution at ``draws``, nats, any constant added, shape [N]; ``None`` where it is not known exactly.
+        times_solved: How often the dual was solved again from a flow's weights.
         is_hopeless: That is certain, and no other start is worth a try.
     """
 
@@ -64,6 +65,7 @@ class Start(NamedTuple):
     log_normalizer: float | None = None
     infeasible: str | None = None
     log_density: PerDraw | None = None
+    times_solved: int = 0
     is_hopeless: bool = False
 
 

@@ -1,6 +1,5 @@
 """Chains' wrong shares of modes are noticed, and multipliers and draws put right: two narrow normals, in closed form."""
 
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
@@ -9,7 +8,7 @@ import numpyro.distributions as dist
 import pytest
 
 import numpyro_epi as epi
-from numpyro_epi import flows, starts
+from numpyro_epi import _plan, flows, starts
 from numpyro_epi._settled import settle
 
 WIDTH, TARGET, COUNT = 0.1, 0.2, 8000
@@ -78,12 +77,17 @@ def test_nothing_is_concluded_from_a_few_weights():
     assert settle(KEYS, needles(right=2e-4), flows.default, begin).begin is begin
 
 
-def test_a_fit_from_wrong_shares_has_the_right_multipliers():
-    class Stranded(starts.AbstractStart):
-        def __call__(self, key, problem):
-            return start_of_chains(key, 0.8)
+class Stranded(starts.AbstractStart):
+    """Chains whose shares of the prior's modes are wrong."""
 
-    result = epi.fit(jax.random.key(7), needles(), start=Stranded(), progress=False)
+    def __call__(self, key, problem):
+        return start_of_chains(key, 0.8)
+
+
+def test_a_fit_from_wrong_shares_has_the_right_multipliers(tmp_path, monkeypatch):
+    """And so has one that is killed before its first step, and resumed."""
+    key, problem, path = jr.key(7), needles(), tmp_path / "run.ckpt"
+    result = epi.fit(key, problem, start=Stranded(), progress=False)
     exact, share = solution(0.5)
     assert result.satisfied, str(result)
     assert result.eta[0] == pytest.approx(exact, abs=0.05)
@@ -91,3 +95,19 @@ def test_a_fit_from_wrong_shares_has_the_right_multipliers():
     assert np.mean(drawn > 0) == pytest.approx(share, abs=0.03)
     assert result.certificate.upper <= 0.05
     assert "solved again" in result.settings["start_message"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_plan, "run_chunks", killed)
+        with pytest.raises(KeyboardInterrupt):
+            epi.fit(key, problem, start=Stranded(), checkpoint=path, progress=False)
+    resumed = epi.resume(path, problem, start=Stranded(), progress=False)
+    assert resumed.settings["start_message"] == result.settings["start_message"]
+    np.testing.assert_array_equal(resumed.eta, result.eta)
+    assert resumed.certificate.gap == result.certificate.gap
+    assert resumed.certificate.ess == result.certificate.ess
+
+
+def killed(fleet, run, max_steps, judge, goal, keep, stop, recorder, **options):
+    """What `run_chunks` does first, and no more."""
+    keep(run, True)
+    raise KeyboardInterrupt
