@@ -173,7 +173,7 @@ def begin_flow(
     moved: AbstractDistribution = _outermost(inner, found, white.loc, white.cholesky)
     if not begin.fit_draws or is_fitted:
         return moved
-    return _fit_draws(fit_key, moved, begin.draws, begin.log_density)
+    return _fit_draws(fit_key, moved, begin.draws, begin.log_density, begin.ess)
 
 
 def _outermost(
@@ -247,7 +247,7 @@ class _Fitted(NamedTuple):
 
 @compiled
 def _fit_draws(
-    key: Key, flow: AbstractDistribution, draws: Draws, log_density: PerDraw | None = None
+    key: Key, flow: AbstractDistribution, draws: Draws, log_density: PerDraw | None, ess: float | None
 ) -> AbstractDistribution:
     """Maximum likelihood, which is the least forward KL; of the looks at held-out draws the likeliest.
 
@@ -256,7 +256,8 @@ def _fit_draws(
     parameters, static = partition(flow)
     is_held = _held_out(len(draws))
     train, held = draws[~is_held], draws[is_held]
-    per_look = max(1, min(MOST_STEPS, MOST_PASSES * len(train) // LIKELIHOOD_DRAWS) // LOOKS)
+    num_seen = len(train) if ess is None else min(len(train), int(ess))
+    per_look = max(1, min(MOST_STEPS, MOST_PASSES * num_seen // LIKELIHOOD_DRAWS) // LOOKS)
     num_steps = LOOKS * per_look
     optimizer = _optimizer.default(num_steps, LIKELIHOOD_RATE, num_steps // RISING_PART)
     share = 1.0 / max(1, num_steps // LIKELIHOOD_MEMORY_PART)

@@ -155,6 +155,7 @@ def assess(
     independent: Draws | None = None,
     others: Sequence[AbstractDistribution] = (),
     num_draws: int | None = None,
+    may_bridge: bool = True,
 ) -> Certificate:
     """Estimate how far a guide is from the maximum-entropy solution.
 
@@ -168,8 +169,19 @@ def assess(
             base, are evidence that no mode is missing.
         others: Flows of other guides.
         num_draws: Draws of every proposal.
+        may_bridge: Whether draws of the solution may be among the proposals, where the others do not reach it; else they only
+            show what the guide does not see.
     """
-    pool = pooled(key, problem, flow, solution=solution, independent=independent, others=others, num_draws=num_draws)
+    pool = pooled(
+        key,
+        problem,
+        flow,
+        solution=solution,
+        independent=independent,
+        others=others,
+        num_draws=num_draws,
+        may_bridge=may_bridge,
+    )
     return judged(pool, np.asarray(eta, float))
 
 
@@ -182,6 +194,7 @@ def pooled(
     independent: Draws | None = None,
     others: Sequence[AbstractDistribution] = (),
     num_draws: int | None = None,
+    may_bridge: bool = True,
 ) -> "Pool":
     """Draws of all proposals, and what their weights are made of; arguments as of `assess`."""
     noisy = bool(problem.simulator.noise)
@@ -200,8 +213,15 @@ def pooled(
         kinds.append(SOLUTION if independent is None else INDEPENDENT)
     source = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     columns = _Columns(*(np.asarray(column, float) for column in found))
+    # With noise the density is an estimate: in a bridge, where it stands above and below, its noise lowers log Z.
     return Pool(
-        problem.target, np.asarray(draws), columns.usable(problem.target), source, np.array(kinds)[source], simulations
+        problem.target,
+        np.asarray(draws),
+        columns.usable(problem.target),
+        source,
+        np.array(kinds)[source],
+        simulations,
+        may_bridge and not noisy,
     )
 
 
@@ -212,7 +232,8 @@ def judged(pool: "Pool", eta: Float[np.ndarray, " M"]) -> Certificate:
         return nothing._replace(verdict=_sentence(nothing))
     found = pool.weigh(eta, bridged=False)
     certificate = _certificate(pool, found)
-    if pool.has_solution and not _stands_alone(pool, found):
+    if pool.has_bridge and not (sees_all(pool, found) and found.khat <= MAX_KHAT):
+        # A bridge takes the chains' shares of modes to be right.
         certificate = _certificate(pool, pool.weigh(eta, bridged=True))
     return certificate._replace(verdict=_sentence(certificate), conclusive=_is_conclusive(certificate))
 
@@ -353,6 +374,7 @@ class Pool(NamedTuple):
         source: The proposal that each is of, shape [N].
         kind: The kind of that, shape [N].
         simulations: Of each draw.
+        may_bridge: Whether draws of the solution may be among the proposals.
     """
 
     target: Float[np.ndarray, " M"]
@@ -361,6 +383,7 @@ class Pool(NamedTuple):
     source: Int[np.ndarray, " N"]
     kind: Int[np.ndarray, " N"]
     simulations: int
+    may_bridge: bool
 
     @property
     def usable(self) -> Bool[np.ndarray, " N"]:
@@ -371,9 +394,8 @@ class Pool(NamedTuple):
         return len(self.kind) * self.simulations
 
     @property
-    def has_solution(self) -> bool:
-        # With noise the density is an estimate: in a bridge, where it stands above and below, its noise lowers log Z.
-        return bool(self.simulations == 1 and np.any(self.kind >= SOLUTION))
+    def has_bridge(self) -> bool:
+        return self.may_bridge and bool(np.any(self.kind >= SOLUTION))
 
     def log_p(self, eta: Float[np.ndarray, " M"]) -> Float[np.ndarray, " N"]:
         """``log base - eta . (T - target)``, nats."""
@@ -427,11 +449,10 @@ class Pool(NamedTuple):
         return np.subtract(log_p, self.columns.log_guides[0], out=np.zeros_like(log_p), where=self.usable)
 
 
-def _stands_alone(pool: Pool, found: PoolWeights) -> bool:
-    """Whether the guide's weights need no bridge to the chains' draws, which takes their shares of modes to be right."""
+def sees_all(pool: Pool, found: PoolWeights) -> bool:
+    """Whether the tilt has enough weights of its own, and the guide some density wherever the chains' draws are."""
     is_unseen = pool.ahead(found)[pool.kind >= SOLUTION] > math.log(UNSEEN_RATIO)
-    precise = found.reached and found.ess >= ENOUGH_ALONE and found.khat <= MAX_KHAT
-    return bool(precise and np.mean(is_unseen) <= MOST_UNSEEN_ALONE)
+    return bool(found.reached and found.ess >= ENOUGH_ALONE and np.mean(is_unseen) <= MOST_UNSEEN_ALONE)
 
 
 def _certificate(pool: Pool, found: PoolWeights) -> Certificate:

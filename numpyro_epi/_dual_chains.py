@@ -222,7 +222,7 @@ def _bridge(problem: Problem, draws: Draws, eta: Float[np.ndarray, " M"], key: K
     """
     noisy = bool(problem.simulator.noise)
     bridged = assess(key, problem, mixture_of_normals(draws), eta, solution=None if noisy else draws)
-    # Where draws of the solution are among the proposals no weight is large: only the overlap says whether they meet.
+    # Where draws of the solution are among the proposals no weight is large, and the overlap says whether they meet.
     if bridged.khat < MAX_KHAT and bridged.ess > MIN_ESS and bridged.overlap > MIN_OVERLAP:
         return bridged.upper_bound, min(bridged.overlap, bridged.ess) ** -0.5, bridged.khat
     return np.nan, np.inf, bridged.khat

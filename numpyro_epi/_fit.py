@@ -219,11 +219,13 @@ def _begun(saved: Saved) -> starts.Start | None:
         message=about["message"],
         log_normalizer=about["log_normalizer"],
         infeasible=about["infeasible"],
+        log_density=optional("log_density"),
+        ess=about["ess"],
         times_solved=about["times_solved"],
         eta=optional("eta"),
         covariance=optional("covariance"),
         independent=optional("independent"),
-        known=Known(saved.arrays["begin.log_density"], **known) if known else None,
+        known=Known(saved.arrays["begin.known.log_density"], **known) if known else None,
     )
 
 

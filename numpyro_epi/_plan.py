@@ -26,7 +26,7 @@ from ._outcome import STATUS, Certificate, Verdict
 from ._problem import Problem
 from ._restarts import Candidates, Fleet, rank
 from ._result import Result
-from ._settled import settle
+from ._settled import pool_of, settle
 from ._snapshots import Recorder
 from ._stop import StoppedBeforeFirstStep, StopRequest
 from ._types import Key, Metric, Moments
@@ -159,15 +159,15 @@ class Plan(NamedTuple):
         self, begin: starts.Start, saved: Saved | None, keeper: Keeper | None, *, began: float, progress: bool
     ) -> Result:
         keys = jax.random.split(self.key, 5)
+        conditioned = conditioner(self.problem)
         pool: Pool | None = None
         first: AbstractDistribution | None = None
-        if saved is None:
+        if saved is None and self.certify is not False:
             settle_keys = jnp.stack([keys[1], self._certificate_key(keys, 0)])
-            begin, shape, first, pool = settle(settle_keys, self.problem, self.method.flow, begin)
+            begin, shape, first, pool = settle(settle_keys, self.problem, self.method.flow, begin, conditioned)
         else:
             shape = outline(self.method.flow, begin)
         fleet, run, budget = self._launch(keys, begin, shape, first, saved)
-        conditioned = conditioner(self.problem)
         recorder = Recorder(self.problem, jax.random.fold_in(keys[2], 5), self.num_snapshots)
         if saved is not None:
             recorder.restore(fleet, run.state, saved.arrays)
@@ -182,14 +182,14 @@ class Plan(NamedTuple):
         def keep(run: Chunks, now: bool) -> None:
             if keeper is not None:
                 arrays = {"begin.draws": np.asarray(begin.draws)} | run.arrays() | recorder.arrays()
-                optional = {name: getattr(begin, name) for name in ("eta", "covariance", "independent")}
+                optional = {name: getattr(begin, name) for name in ("eta", "covariance", "independent", "log_density")}
                 arrays |= {f"begin.{name}": np.asarray(a) for name, a in optional.items() if a is not None}
                 start = {
                     name: getattr(begin, name)
-                    for name in ("fit_draws", "message", "log_normalizer", "infeasible", "times_solved")
+                    for name in ("fit_draws", "message", "log_normalizer", "infeasible", "ess", "times_solved")
                 }
                 if begin.known is not None:
-                    arrays["begin.log_density"] = np.asarray(begin.known.log_density)
+                    arrays["begin.known.log_density"] = np.asarray(begin.known.log_density)
                     start["known"] = {name: getattr(begin.known, name) for name in Known._fields[1:]}
                 seconds = time.perf_counter() - began
                 numbers = {"chunks": len(run.found), "attempt": run.attempt, "seconds": seconds}
@@ -221,6 +221,8 @@ class Plan(NamedTuple):
                 return None
             if not is_stuck(run, self.problem, self.max_gap, begin.log_normalizer):
                 return None
+            nonlocal pool
+            pool = None
             return Chunks(self._again(keys, begin, shape, fleet, run.attempt + 1), [], run.attempt + 1)
 
         with StopRequest() as stop:
@@ -252,7 +254,7 @@ class Plan(NamedTuple):
         return begin.eta is not None and self.num_restarts == 1
 
     def _certificate_key(self, keys: Key, chunk: int) -> Key:
-        """Of a look after so many chunks; before the first one each solution of the dual has a key of its own."""
+        """Of a look after so many chunks."""
         return jax.random.fold_in(jax.random.fold_in(keys[2], 3), chunk)
 
     def _certify(
@@ -271,10 +273,7 @@ class Plan(NamedTuple):
         is_cheap = begin.known is None or cost(self.problem, 3) <= begin.known.num_simulations
         if begin.known is not None and not (self.certify is True or is_cheap):
             return assess_by_draws(self.problem, guide, verdict, begin.draws, eta, begin.known)
-        key = self._certificate_key(keys, chunk)
-        if chunk == 0:
-            key = jax.random.fold_in(key, begin.times_solved)
-        return assess(key, self.problem, guide, eta, solution=begin.draws, independent=begin.independent)
+        return judged(pool_of(self._certificate_key(keys, chunk), self.problem, guide, begin), eta)
 
     def _is_pathwise(self) -> bool:
         """Whether the fit took gradients through the simulator."""
@@ -530,8 +529,7 @@ def anchor_weight(begin: starts.Start, dim: int) -> float:
     A flow of ``p`` free numbers that lies between the draws' own optimum and the solution, at weight ``w``, is off by about
     ``(w / (1 + w))^2 p / 2N`` nats.
     """
-    count = len(begin.draws) if begin.known is None else begin.known.ess
-    return min(1.0, count / MANY_DRAWS) * min(1.0, FEW_PARAMETERS / dim) ** 2
+    return min(1.0, begin.num_effective / MANY_DRAWS) * min(1.0, FEW_PARAMETERS / dim) ** 2
 
 
 def _looked_at_again(

@@ -5,6 +5,7 @@ wrong by as much as the shares are, and their spread does not show it. A flow fi
 a known density: its importance weights have the right ones, and the one tilt of them that has the property has the multipliers.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -14,22 +15,21 @@ from flowjax.distributions import AbstractDistribution
 
 from . import flows
 from ._begin import Outline, begin_flow, outline
-from ._certificate import OWN, Pool, pooled
-from ._conditioned import conditioner
+from ._certificate import OWN, Pool, pooled, sees_all
 from ._pilot import resample
 from ._problem import Problem
 from ._types import Key
 from .starts import Start
 
-LEAST_OFF, STANDARD_ERRORS, LEAST_ESS = 0.02, 4.0, 1000.0
-"""Of a mean at the chains' multipliers, by the flow's weights: how far from its target it has to be, in units of its scale and
-in standard errors, for the dual to be solved again, and the effective draws that say so. Chains go on until their own standard
-errors are a fiftieth."""
+LEAST_OFF, STANDARD_ERRORS = 0.025, 4.0
+"""Of a mean at the chains' multipliers, by the flow's weights: how far from its target it has to be, in units of its scale and in
+standard errors, for the dual to be solved again. The first is half of the default tolerance, more than the error of as many draws
+as the weights are worth."""
 
 MOST_TIMES = 2
 """That the dual is solved again. A flow that is fitted to better draws has better weights."""
 
-SOLVED_AGAIN = "The flow's weights showed other shares of modes, and the dual was solved again from them."
+SOLVED_AGAIN = "By the weights of a flow fitted to them the means were off, and the dual was solved again from these."
 
 
 class Settled(NamedTuple):
@@ -48,7 +48,13 @@ class Settled(NamedTuple):
     pool: Pool | None
 
 
-def settle(keys: Key, problem: Problem, builder: flows.FlowBuilder, begin: Start) -> Settled:
+def settle(
+    keys: Key,
+    problem: Problem,
+    builder: flows.FlowBuilder,
+    begin: Start,
+    conditioned: Callable[[AbstractDistribution], AbstractDistribution],
+) -> Settled:
     """Begin a flow, and solve the dual again until its weights agree with the start.
 
     Args:
@@ -56,19 +62,25 @@ def settle(keys: Key, problem: Problem, builder: flows.FlowBuilder, begin: Start
         problem: The question. With noise weights are no better than chains, and nothing is solved again.
         builder: Of the flow.
         begin: The start. Where its draws were weighed to the solution, or it has no multipliers, it stays as it is.
+        conditioned: Makes a guide of a flow.
     """
     while True:
         shape = outline(builder, begin)
         flow = begin_flow(keys[0], builder, begin, shape)
         if begin.eta is None or begin.known is not None or not begin.fit_draws or problem.simulator.noise:
             return Settled(begin, shape, flow, None)
-        key = jax.random.fold_in(keys[1], begin.times_solved)
-        guide = conditioner(problem)(flow)
-        pool = pooled(key, problem, guide, solution=begin.draws, independent=begin.independent)
+        pool = pool_of(keys[1], problem, conditioned(flow), begin)
         better = solved_again(pool, problem, begin) if begin.times_solved < MOST_TIMES else None
         if better is None:
             return Settled(begin, shape, flow, pool)
         begin = better
+
+
+def pool_of(key: Key, problem: Problem, guide: AbstractDistribution, begin: Start) -> Pool:
+    """Draws of a guide that a start began, by a key of that solution of the dual; chains that were off are no bridge."""
+    key = jax.random.fold_in(key, begin.times_solved)
+    may_bridge = begin.times_solved == 0
+    return pooled(key, problem, guide, solution=begin.draws, independent=begin.independent, may_bridge=may_bridge)
 
 
 def solved_again(pool: Pool, problem: Problem, begin: Start) -> Start | None:
@@ -76,7 +88,8 @@ def solved_again(pool: Pool, problem: Problem, begin: Start) -> Start | None:
     if not np.any(pool.usable & (pool.kind == OWN)):
         return None
     found = pool.weigh(np.asarray(begin.eta, float), bridged=False)
-    if not found.reached or found.ess < LEAST_ESS:
+    # Weights of a flow that misses a mode are as smooth as those of one that does not.
+    if not sees_all(pool, found):
         return None
     moments = pool.columns.moments[found.rows]
     weight = np.exp(found.first)
@@ -96,6 +109,7 @@ def solved_again(pool: Pool, problem: Problem, begin: Start) -> Start | None:
         covariance=jnp.asarray(covariance, begin.draws.dtype),
         log_normalizer=found.log_normalizer,
         log_density=jnp.asarray(columns[:, -1], begin.draws.dtype),
+        ess=found.ess,
         times_solved=begin.times_solved + 1,
         message=begin.message if begin.times_solved else f"{begin.message} {SOLVED_AGAIN}",
     )

@@ -51,8 +51,9 @@ class Start(NamedTuple):
         log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats, where it is known.
         infeasible: Why no distribution seems to have the property, in a sentence; then no step is taken.
         log_density: Of the solution at ``draws``, nats, any constant added, shape [N]; ``None`` where it is not known exactly.
-        times_solved: How often the dual was solved again from a flow's weights.
         is_hopeless: That is certain, and no other start is worth a try.
+        ess: Effective number of ``draws``, where they are worth fewer than they are.
+        times_solved: How often the dual was solved again from a flow's weights.
     """
 
     draws: Draws
@@ -65,8 +66,16 @@ class Start(NamedTuple):
     log_normalizer: float | None = None
     infeasible: str | None = None
     log_density: PerDraw | None = None
-    times_solved: int = 0
     is_hopeless: bool = False
+    ess: float | None = None
+    times_solved: int = 0
+
+    @property
+    def num_effective(self) -> float:
+        """Independent draws that ``draws`` are worth."""
+        if self.known is not None:
+            return self.known.ess
+        return len(self.draws) if self.ess is None else self.ess
 
 
 class AbstractStart(eqx.Module):
@@ -183,7 +192,7 @@ class Pilot(AbstractStart):
         if begin is not None and self.num_weighed:
             weighed = weigh_draws(problem, jax.random.fold_in(key, 2), begin, num_draws=self.num_weighed, **budget)
             if weighed.ess >= self.num_draws:
-                return _weighed_start(weighed, near.num_simulations)
+                return _weighed_start(problem, weighed, near.num_simulations)
         if not is_near:
             found = (
                 f"Expected at least {problem.dim + 1} pilot draws within {self.spreads} spreads of the targets; got "
@@ -201,7 +210,7 @@ class Pilot(AbstractStart):
         return Start(draws, True, None, message)
 
 
-def _weighed_start(weighed: Weighed, num_simulations: int) -> Start:
+def _weighed_start(problem: Problem, weighed: Weighed, num_simulations: int) -> Start:
     columns = np.column_stack([weighed.draws, weighed.log_density])
     columns = resample(columns, weighed.log_weight, len(columns))
     draws = jnp.asarray(columns[:, :-1], float)
@@ -223,7 +232,7 @@ def _weighed_start(weighed: Weighed, num_simulations: int) -> Start:
         known,
         covariance=jnp.asarray(covariance, draws.dtype),
         log_normalizer=float(weighed.log_normalizer),
-        log_density=jnp.asarray(columns[:, -1], draws.dtype),
+        log_density=None if problem.simulator.noise else jnp.asarray(columns[:, -1], draws.dtype),
     )
 
 

@@ -444,7 +444,7 @@ CONSTANT, P_LOC, P_SCALE = 5.0, 2.0, 0.6
 
 
 def balanced(seed, number, has_solution):
-    """``_balance`` on draws of a standard normal and, or not, of ``p``; and the log densities."""
+    """``balance`` on draws of a standard normal and, or not, of ``p``; and the log densities."""
     random = np.random.default_rng(seed)
     z = random.normal(size=number)
     if has_solution:

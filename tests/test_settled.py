@@ -1,15 +1,18 @@
 """Chains' wrong shares of modes are noticed, and multipliers and draws put right: two narrow normals, in closed form."""
 
+from collections import Counter
+
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+from flowjax.distributions import StandardNormal
 
 import numpyro_epi as epi
-from numpyro_epi import _plan, flows, starts
-from numpyro_epi._settled import settle
+from numpyro_epi import _plan, _settled, flows, starts
+from numpyro_epi._conditioned import conditioner
 
 WIDTH, TARGET, COUNT = 0.1, 0.2, 8000
 KEYS = jr.split(jr.key(5), 2)
@@ -45,12 +48,16 @@ def start_of_chains(key, prior_share):
     return found._replace(independent=draws[:500, None], log_normalizer=0.0)
 
 
+def settled(keys, problem, builder, begin):
+    return _settled.settle(keys, problem, builder, begin, conditioner(problem))
+
+
 @pytest.mark.parametrize("prior_share", [0.8, 0.3])
 def test_wrong_shares_are_put_right(prior_share):
     begin = start_of_chains(jr.key(1), prior_share)
     exact, share = solution(0.5)
     assert abs(begin.eta[0] - exact) > 0.3
-    found = settle(KEYS, needles(), flows.default, begin).begin
+    found = settled(KEYS, needles(), flows.default, begin).begin
     # Of 20,000 draws of the flow and as many of the prior; the sine of the share's change with eta is near one.
     error = 1 / np.sqrt(10_000)
     assert found.eta[0] == pytest.approx(exact, abs=4 * error)
@@ -64,7 +71,7 @@ def test_wrong_shares_are_put_right(prior_share):
 
 def test_right_shares_are_left_alone():
     begin = start_of_chains(jr.key(2), 0.5)
-    found = settle(KEYS, needles(), flows.default, begin)
+    found = settled(KEYS, needles(), flows.default, begin)
     assert found.begin is begin
     assert found.pool is not None
 
@@ -74,7 +81,33 @@ def test_nothing_is_concluded_from_a_few_weights():
     begin = start_of_chains(jr.key(3), 0.5)
     one = -1.0 + WIDTH * jr.normal(jr.key(4), (COUNT, 1))
     begin = begin._replace(draws=one, independent=None)
-    assert settle(KEYS, needles(right=2e-4), flows.default, begin).begin is begin
+    assert settled(KEYS, needles(right=2e-4), flows.default, begin).begin is begin
+
+
+@pytest.mark.parametrize("has_independent", [True, False])
+def test_a_flow_that_misses_a_mode_does_not_overrule_chains(has_independent):
+    """The weights of one normal on a wide mode are smooth, and give other multipliers: it has no density at the needle."""
+    dim, width, far, rare, eta = 5, 0.01, 8.0, 1e-9, -3.0
+    needle, wide = rare * np.exp(-eta * far + (width * eta) ** 2 / 2), (1 - rare) * np.exp(eta**2 / 2)
+    share = needle / (needle + wide)
+    assert 0.1 < share < 0.5
+    target = share * (far - width**2 * eta) - (1 - share) * eta
+
+    def model():
+        place, spread = jnp.zeros((2, dim)).at[1, 0].set(far), jnp.array([[1.0], [width]]) * jnp.ones((2, dim))
+        sides = dist.Categorical(jnp.array([1 - rare, rare]))
+        numpyro.sample("x", dist.MixtureSameFamily(sides, dist.Normal(place, spread).to_event(1)))
+
+    problem = epi.Problem(model, epi.EmergentProperty(epi.Target(lambda sites: sites["x"][0], target)))
+    random = np.random.default_rng(0)
+    is_needle = random.random((COUNT, 1)) < share
+    draws = np.where(is_needle, width, 1.0) * random.normal(size=(COUNT, dim))
+    draws[:, :1] += np.where(is_needle, far - width**2 * eta, -eta)
+    begin = starts.Start(jnp.asarray(draws, float), True, jnp.array([eta]), "By hand.", covariance=jnp.eye(1))
+    begin = begin._replace(independent=begin.draws[::8] if has_independent else None)
+    found = settled(KEYS, problem, lambda _, dim: StandardNormal((dim,)), begin)
+    assert found.pool.weigh(np.array([eta]), bridged=False).eta[0] < eta - 0.5
+    assert found.begin is begin
 
 
 class Stranded(starts.AbstractStart):
@@ -111,3 +144,28 @@ def killed(fleet, run, max_steps, judge, goal, keep, stop, recorder, **options):
     """What `run_chunks` does first, and no more."""
     keep(run, True)
     raise KeyboardInterrupt
+
+
+def test_another_attempt_is_judged_by_draws_of_its_own(monkeypatch):
+    """Every attempt is looked at before its first step, and the first look's draws are those of the first flow."""
+
+    def model():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    class Known(starts.AbstractStart):
+        def __call__(self, key, problem):
+            draws = 0.5 + jr.normal(key, (2000, 1))
+            found = starts.Start(draws, True, jnp.array([-0.5]), "By hand.", covariance=jnp.ones((1, 1)))
+            return found._replace(log_normalizer=-0.125)
+
+    calls = Counter()
+    for name in ("pool_of", "judged"):
+        function = getattr(_plan, name)
+        monkeypatch.setattr(_plan, name, lambda *args, f=function, n=name: (calls.update([n]), f(*args))[1])
+    monkeypatch.setattr(_plan, "is_stuck", lambda run, *_: len(run.found) == 1)
+    monkeypatch.setattr(_plan, "seems_near", lambda run, *_: not run.found)
+    problem = epi.Problem(model, epi.EmergentProperty(epi.Target(lambda sites: sites["x"], 0.5)))
+    flow = flows.Elementwise(num_stages=1)
+    epi.fit(jr.key(0), problem, flow=flow, start=Known(), max_gap=1e-9, max_steps=40, progress=False)
+    assert calls["judged"] >= _plan.MOST_ATTEMPTS
+    assert calls["pool_of"] == calls["judged"] - 1
