@@ -76,7 +76,8 @@ def fit(
         tolerance: How near every mean must be to its target, in units of the requested standard deviation, or of its statistic's
             own where none was requested; and what part of it an achieved standard deviation may be off.
         certify: Estimate at the end how far the answer can be from the optimum; by default where that takes at most a fifth
-            of the simulations that the run has taken.
+            of the simulations that the run has taken. With ``False`` the multipliers of chains are not checked either: they
+            may have wrong shares of modes.
         max_gap: Distance from the maximum-entropy solution, nats, at which the fit is done: where the start solved the dual, the
             guide is certified on its way, and no step is taken beyond. See `Result.certified`.
         num_snapshots: About how many times draws of the guide are kept in a run of full length, for `movie`, besides the one
