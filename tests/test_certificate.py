@@ -433,6 +433,24 @@ def test_khat_is_the_shape_of_pareto_weights(shape):
     assert abs(pareto_khat(1e-9 * weight) - found) < 0.02
 
 
+@pytest.mark.parametrize("largest", [5.0, 20.0])
+def test_khat_of_a_heap_of_weights_below_a_bound(largest):
+    """As of a guide and a base that proposes alone where the guide has nothing: the threshold lies in the heap."""
+    random = np.random.default_rng(2)
+    heap = 2.0 + 1e-3 * random.random(1000)
+    bounded = 2.0 + (largest - 2.0) * random.beta(1.0, 3.0, 200)
+    assert pareto_khat(np.concatenate([random.random(38_800), heap, bounded])) < 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_khat_of_a_heavy_tail_behind_a_heap(seed):
+    """Draws with a hundredth of the mass each are not taken for a bound."""
+    random = np.random.default_rng(seed)
+    heap = 2.0 + 1e-3 * random.random(1000)
+    heavy = 2.0 * (1.0 + random.pareto(1.0, 1000))
+    assert pareto_khat(np.concatenate([random.random(38_000), heap, heavy])) > 0.7
+
+
 def test_khat_of_weights_without_a_tail():
     assert pareto_khat(np.ones(1000)) == -math.inf
     assert pareto_khat(np.ones(10)) == math.inf
