@@ -80,7 +80,7 @@ def test_likelihood_fit_ends_where_the_draws_are_followed():
         log_q = np.asarray(_begun(1, epi.flows.default, begin).log_prob(jnp.asarray(others, float)), float)
         found.append(float(np.mean(truth - log_q)))
     longest, shorter = found
-    assert 0.0 < longest < shorter < 2 * _begin.FOLLOWED
+    assert 0.0 < longest < shorter < 0.01
 
 
 def _banana(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
