@@ -1,7 +1,7 @@
 """The dual solved again from a new flow's weights, where the chains that began it had wrong shares of modes.
 
-Chains that do not cross between modes keep the shares that the path gave them, and their multipliers put these right: they are
-wrong by as much as the shares are, and their spread does not show it. A flow fitted to the chains' draws has the same shares, but
+Chains that do not cross between modes keep the shares that the path gave them. Their multipliers make up for wrong shares, so
+they are wrong too, and the spread between chains does not show it. A flow fitted to the chains' draws has the same shares, but
 a known density: its importance weights have the right ones, and the one tilt of them that has the property has the multipliers.
 """
 
