@@ -19,6 +19,7 @@ from ._certificate import OWN, Pool, pooled, sees_all
 from ._pilot import resample
 from ._problem import Problem
 from ._types import Key
+from ._weights import SINGLE
 from .starts import Start
 
 LEAST_OFF, STANDARD_ERRORS = 0.025, 4.0
@@ -97,7 +98,8 @@ def solved_again(pool: Pool, problem: Problem, begin: Start) -> Start | None:
     centred = moments - mean
     error = np.sqrt(np.square(weight) @ np.square(centred))
     scale = problem.scale(np.sqrt(np.exp(found.log_weight) @ np.square(moments - problem.target)))
-    if not np.any(np.abs(mean - problem.target) > np.maximum(LEAST_OFF * scale, STANDARD_ERRORS * error)):
+    off, size = np.abs(mean - problem.target), np.maximum(np.abs(mean), np.abs(problem.target))
+    if not np.any(off > np.maximum(LEAST_OFF * scale, STANDARD_ERRORS * error) + SINGLE * size):
         return None
     columns = np.column_stack([pool.draws, pool.log_p(found.eta)])[found.rows]
     columns = resample(columns, found.log_weight, len(begin.draws))

@@ -10,6 +10,10 @@ from jaxtyping import Float
 LITTLE = 1e-3
 """Of all mass, up to which no draw's weight matters by itself."""
 
+ROUNDING, SINGLE = 1e-12, 1e-6
+"""Of a moment's largest size, up to which its spread is rounding, and up to which one that does not vary is at its target: in
+single precision values differ by 1e-7 or not at all."""
+
 
 class Tilt(NamedTuple):
     """An exponential tilt of weighted draws.
@@ -64,8 +68,12 @@ def tilt(
     mean = weight @ moments
     # Weights of hardly one draw have no spread; that of all draws keeps the numbers finite then.
     scale = np.maximum(np.sqrt(weight @ np.square(moments - mean)), 1e-6 * moments.std(axis=0))
-    scale = np.where(scale > 0, scale, 1.0)
-    columns = (moments - target) / scale
+    # The spread of one that does not vary is rounding, and no multiplier moves it.
+    size = np.max(np.abs(moments), axis=0)
+    varies = scale > ROUNDING * size
+    scale = np.where(varies, scale, 1.0)
+    columns = np.where(varies, (moments - target) / scale, 0.0)
+    is_there = varies | (np.abs(mean - target) <= SINGLE * size)
     spread = None if noise is None else noise / scale[:, None] / scale
     begin = np.zeros(len(target)) if eta is None else eta * scale
 
@@ -98,8 +106,8 @@ def tilt(
         options={"gtol": 1e-6, "maxiter": 200},
     )
     value, gradient, _, log_weight = dual(found.x)
-    reached = bool(np.all(np.isfinite(found.x)) and np.max(np.abs(gradient)) < 1e-4)
-    return Tilt(found.x / scale, log_weight, value, reached)
+    reached = bool(np.all(is_there) and np.all(np.isfinite(found.x)) and np.max(np.abs(gradient)) < 1e-4)
+    return Tilt(np.where(varies, found.x / scale, 0.0), log_weight, value, reached)
 
 
 def normalized(log_weight: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:

@@ -76,6 +76,15 @@ def test_right_shares_are_left_alone():
     assert found.pool is not None
 
 
+def test_a_statistic_that_does_not_vary_is_not_off():
+    """Its mean is off by rounding, which is many times its spread."""
+    problem, begin = needles(), start_of_chains(jr.key(2), 0.5)
+    constant = epi.Target(lambda sites: 0.3 + 0.0 * sites["x"], 0.3, name="constant")
+    problem = epi.Problem(problem.simulator.model, epi.EmergentProperty(*problem.property.targets, constant))
+    begin = begin._replace(eta=jnp.append(begin.eta, 0.0), covariance=jnp.diag(jnp.array([1.0, 0.0])))
+    assert settled(KEYS, problem, flows.default, begin).begin is begin
+
+
 def test_nothing_is_concluded_from_a_few_weights():
     """The draws are at one needle, and of the prior's own hardly one is at the other."""
     begin = start_of_chains(jr.key(3), 0.5)
