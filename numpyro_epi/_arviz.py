@@ -15,9 +15,9 @@ from jaxtyping import Array
 
 from ._arguments import check_count
 from ._axes import Axes, Variable, make_dataset, make_variable
-from ._certificate import weigh
 from ._datatree import MARK, SAMPLE_DIMS, SNAPSHOT_DIMS, SNAPSHOT_GROUP, free_name
 from ._outcome import Snapshots
+from ._pool import weigh
 from ._problem import Problem, list_problems
 from ._products import compiled
 from ._simulator import Draw, Simulator

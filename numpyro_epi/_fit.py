@@ -21,7 +21,8 @@ from ._checkpoint import Keeper, Saved, compare, read
 from ._gradients import without_misleading_gradients
 from ._keys import checked_key, key_from_text
 from ._memory import MEMORY_SHARE, bytes_per_draw, free_memory
-from ._plan import Method, Plan
+from ._method import Method
+from ._plan import Plan
 from ._problem import LEAST_DRAWS, Problem, check_budget, get_problem, origin_arguments
 from ._result import MAX_GAP, Result
 from ._types import Key

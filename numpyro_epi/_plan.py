@@ -4,17 +4,16 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flowjax.distributions import AbstractDistribution
 
-from . import _optimizer, flows, objectives, starts
+from . import _optimizer, objectives, starts
 from ._begin import Outline, begin_flow, outline
-from ._certificate import MAX_KHAT, Known, Pool, assess, assess_by_draws, cost, judged
-from ._checkpoint import Keeper, Saved, describe, fingerprint, without_addresses
+from ._certificate import MAX_KHAT, Known, assess, assess_by_draws, cost, judged
+from ._checkpoint import Keeper, Saved, describe
 from ._chunks import NUM_CHUNKS, Chunks, Goal, arrived, given_up, is_stuck, run_chunks, seems_near, violations
 from ._conditioned import Conditioned, conditioner
 from ._fresh import measure
@@ -22,7 +21,9 @@ from ._gradients import without_misleading_gradients
 from ._journal import Journal
 from ._keys import key_text
 from ._loop import EpochRecord, Loop, LoopState, partition
+from ._method import Method
 from ._outcome import STATUS, Certificate, Verdict
+from ._pool import Pool
 from ._problem import Problem
 from ._restarts import Candidates, Fleet, rank
 from ._result import Result
@@ -82,29 +83,6 @@ MAX_CERTIFICATE_SHARE = 0.2
 
 MORE = 4
 """Times as many batches where a verdict's interval crosses the tolerance that its mean is within."""
-
-
-class Method(NamedTuple):
-    """How a run was asked to go about it, as given."""
-
-    flow: flows.FlowBuilder
-    start: starts.AbstractStart | None
-    objective: AbstractObjective | None
-    rule: AbstractMultiplierRule
-    optimizer: optax.GradientTransformation | None
-
-    def flow_name(self) -> str:
-        return repr(self.flow) if isinstance(self.flow, eqx.Module) else getattr(self.flow, "__qualname__", "a flow")
-
-    def described(self) -> dict[str, str]:
-        """In words that are the same in another process, with fingerprints of what words leave out."""
-        return {
-            "flow": _described(self.flow) if isinstance(self.flow, eqx.Module) else self.flow_name(),
-            "start": _described(self.start),
-            "objective": _described(self.objective),
-            "rule": _described(self.rule),
-            "optimizer": "the default" if self.optimizer is None else _described_update(self.optimizer),
-        }
 
 
 class Plan(NamedTuple):
@@ -436,23 +414,6 @@ class Plan(NamedTuple):
             restarts=restarts,
             snapshots=recorder.of(restarts.chosen if restarts else 0),
         )
-
-
-def _described(choice: Any) -> str:
-    """Its ``repr``, which leaves out the values of arrays and of what it does not know, and a fingerprint of them."""
-    numbers = [leaf for leaf in jax.tree.leaves(choice) if eqx.is_array_like(leaf)]
-    return f"{without_addresses(repr(choice))} {fingerprint(numbers)}" if numbers else without_addresses(repr(choice))
-
-
-def _described_update(optimizer: optax.GradientTransformation) -> str:
-    """An optimiser is functions: a fingerprint of what they compute."""
-    trial = {"a": jnp.zeros((2, 3)), "b": jnp.zeros(3)}
-    try:
-        traced = jax.make_jaxpr(optimizer.update)(trial, optimizer.init(trial), trial)
-    # One that asks for more than gradients and parameters is known to be one's own, and no more.
-    except Exception:
-        return "one that was given"
-    return f"one that was given {fingerprint(traced.consts, str(traced.jaxpr))}"
 
 
 class _Settings(NamedTuple):

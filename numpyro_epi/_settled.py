@@ -15,8 +15,8 @@ from flowjax.distributions import AbstractDistribution
 
 from . import flows
 from ._begin import Outline, begin_flow, outline
-from ._certificate import OWN, Pool, pooled, sees_all
 from ._pilot import resample
+from ._pool import OWN, Pool, pooled, sees_all
 from ._problem import Problem
 from ._types import Key
 from ._weights import SINGLE

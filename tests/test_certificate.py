@@ -16,7 +16,7 @@ from chosen_problems import CHOSEN, CORNER, well
 from flowjax.distributions import MultivariateNormal, Normal, VmapMixture
 from problems import EXACT, SIMULATOR_COVARIANCE, SIMULATOR_MATRIX, SIMULATOR_TARGET, exact_kl
 
-from numpyro_epi import _certificate
+from numpyro_epi import _pool
 from numpyro_epi._certificate import assess, certify, cost
 from numpyro_epi._outcome import STATUS, Verdict
 from numpyro_epi._problem import Problem
@@ -293,14 +293,14 @@ def noisy():
         return [assess(key, exact.problem, flow, exact.multipliers, num_draws=2000) for key in keys]
 
     corrected = certificates()
-    evaluate = _certificate._evaluate
+    evaluate = _pool._evaluate
 
     def without_noise(*args):
         found = evaluate(*args)
         return *found[:3], jnp.zeros_like(found[3]), *found[4:]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_certificate, "_evaluate", without_noise)
+        patch.setattr(_pool, "_evaluate", without_noise)
         plain = certificates()
     return exact, divergence, corrected, plain
 

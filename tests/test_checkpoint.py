@@ -17,6 +17,7 @@ import pytest
 
 import numpyro_epi as epi
 from numpyro_epi import ChainSettings, _checkpoint, _chunks, _journal, _plan, _stop
+from numpyro_epi._method import Method
 
 KEY = jax.random.key(3)
 
@@ -199,7 +200,7 @@ def test_a_registered_problem_is_found_again(tmp_path, monkeypatch):
     wanted = _plan.Plan(
         KEY,
         asked,
-        _plan.Method(epi.flows.default, None, None, epi.multipliers.Natural(), None),
+        Method(epi.flows.default, None, None, epi.multipliers.Natural(), None),
         20,
         100,
         1,
@@ -258,7 +259,7 @@ DRAWS = np.zeros((3, 2), np.float32)
     ids=["rate", "schedule", "numbers", "draws"],
 )
 def test_a_method_is_known_by_its_numbers(name, one, same, other):
-    method = _plan.Method(epi.flows.default, None, None, epi.multipliers.Natural(), None)
+    method = Method(epi.flows.default, None, None, epi.multipliers.Natural(), None)
     first, again, changed = (method._replace(**{name: given}).described() for given in (one, same, other))
     assert first == again
     assert first != changed
