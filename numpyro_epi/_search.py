@@ -54,6 +54,10 @@ OFF = 0.3
 """Most that weighted means may be off their targets, in weighted standard deviations. With .1 and with 1 the search ends at the
 same normals (seven problems of three new seeds), with .1 after up to fourteen times as long."""
 
+LONG, OFTEN = 100.0, 0.01
+"""How many times the width of its bulk a statistic is at most taken to be away from its target, where more than this share of the
+draws lies further."""
+
 GROWTH, MOST_GROWING = 0.2, 40
 """Nats of entropy that a round at the targets may add while the search ends, and rounds in turn that add more, after which the
 entropy has no maximum: it is 8 nats higher by then at least. Searches for solutions that exist took some ten rounds in all."""
@@ -219,9 +223,9 @@ def _nearer(problem: Problem, sample: _Sample, last: int) -> tuple[int, Float[np
     Returns:
         How often the power was halved, `MOST_HALVINGS` and more without any, and the log weights; ``None`` where there are none.
     """
-    least, first = LEAST_WORTH * len(sample.draws), sample.moments.mean(axis=0)
-    lowest, highest = sample.moments.min(axis=0), sample.moments.max(axis=0)
-
+    moments = _cut(problem, sample.moments)
+    least, first = LEAST_WORTH * len(moments), moments.mean(axis=0)
+    lowest, highest = moments.min(axis=0), moments.max(axis=0)
     eta = np.zeros(len(first))
 
     def weights(power: float, share: float) -> Float[np.ndarray, " N"] | None:
@@ -235,9 +239,9 @@ def _nearer(problem: Problem, sample: _Sample, last: int) -> tuple[int, Float[np
         enough = 0.0 if power else 0.25 * least
         # From where the last weights at these targets were: those towards the base alone may be one draw's, far away.
         known = eta if power else np.zeros(len(first))
-        begin = power * sample.log_weight - (sample.moments - target) @ known
-        found = tilt(begin, sample.moments, target, least=enough)
-        if not (found.reached and _has(sample.moments, found.log_weight, target)):
+        begin = power * sample.log_weight - (moments - target) @ known
+        found = tilt(begin, moments, target, least=enough)
+        if not (found.reached and _has(moments, found.log_weight, target)):
             return None
         eta = known + found.eta
         return found.log_weight
@@ -271,6 +275,26 @@ def _nearer(problem: Problem, sample: _Sample, last: int) -> tuple[int, Float[np
 
     found = first_enough(at_share, last - MOST_HALVINGS - 1)
     return None if found is None else (MOST_HALVINGS + 1 + found[0], found[1])
+
+
+def _cut(problem: Problem, moments: Float[np.ndarray, "N M"]) -> Float[np.ndarray, "N M"]:
+    """Moments whose far tails are cut off, such as those of exponentials of draws of far too wide a normal.
+
+    A few draws have all of the mean and the spread of such a one, and say nothing of where the others have to go. Once the normal
+    is narrow enough nothing is cut.
+    """
+    target, constraints = problem.target, problem.constraints
+    low, middle, high = np.quantile(moments, (1 / 6, 0.5, 5 / 6), axis=0)
+    furthest = LONG * np.maximum(0.5 * (high - low), np.abs(middle - target))
+    is_cut = np.mean(np.abs(moments - target) > furthest, axis=0) > OFTEN
+    cut = np.where(is_cut, np.clip(moments, target - furthest, target + furthest), moments)
+    mean_of = {c.statistic: i for i, c in enumerate(constraints) if c.order == 1}
+    for i, constraint in enumerate(constraints):
+        if constraint.order == 2:
+            # Of the statistic that is cut: a mean and a second moment of different numbers may be those of no distribution.
+            mean = mean_of[constraint.statistic]
+            cut[:, i] = np.where(is_cut[mean], np.minimum(moments[:, i], furthest[mean] ** 2), moments[:, i])
+    return cut
 
 
 def _has(

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.special
 from numpyro.distributions import constraints
 from oracles.strangers import strangers
 
@@ -81,6 +82,48 @@ def test_moments_that_no_draw_is_near_are_found(improper: bool):
     precision = np.linalg.inv(covariance)
     eta = np.concatenate([-precision @ mean, (precision - np.diag(np.diag(precision)) / 2)[np.triu_indices(6)]])
     np.testing.assert_allclose(reference.eta, eta, rtol=0.05, atol=0.05 * np.max(np.abs(eta)))
+
+
+def positive(*targets: epi.Target, dim: int) -> epi.Problem:
+    support = constraints.independent(constraints.positive, 1)
+    flat = dist.ImproperUniform(support, (), event_shape=(dim,))
+    return epi.Problem(lambda: numpyro.sample("z", flat), epi.EmergentProperty(*targets))
+
+
+@pytest.mark.parametrize("dim", [2, 4])
+def test_exponentials_of_far_too_wide_a_normal_do_not_lead_it_astray(dim: int):
+    """Gamma distributions have the multipliers (rate, 1 - shape); of the first normal's draws a few had all of the mean."""
+    shape, rate = np.linspace(1.5, 6.0, dim), np.linspace(2.0, 0.5, dim) / 70.0
+    log_mean = scipy.special.digamma(shape) - np.log(rate)
+    problem = positive(
+        epi.Target(lambda sites: sites["z"], mean=shape / rate, name="z"),
+        epi.Target(lambda sites: jnp.log(sites["z"]), mean=log_mean, name="log"),
+        dim=dim,
+    )
+    reference, _ = _search.find_reference(problem, jax.random.key(21))
+    loc, covariance = moments(reference)
+    np.testing.assert_allclose(loc, log_mean, atol=0.05)
+    np.testing.assert_allclose(np.diag(covariance), scipy.special.polygamma(1, shape), rtol=0.1)
+    np.testing.assert_allclose(reference.eta, np.concatenate([rate, 1 - shape]), rtol=0.1)
+
+
+def test_a_cut_tail_leaves_a_mean_and_a_spread_that_can_be():
+    """E (z - m)^2 of draws whose z is cut is that of the cut ones, so that it is never less than the square of their mean."""
+    problem = positive(first_two(3.0, 1.0), dim=1)
+    draws = np.exp(30.0 * np.random.default_rng(22).normal(size=4000))
+    whole = np.stack([draws, np.square(draws - 3.0)], axis=1)
+    cut = _search._cut(problem, whole)
+    assert cut[:, 0].max() < draws.max() / 1e6
+    np.testing.assert_allclose(cut[:, 1], np.square(cut[:, 0] - 3.0), rtol=1e-6)
+    narrow = np.exp(np.random.default_rng(23).normal(size=4000))
+    whole = np.stack([narrow, np.square(narrow - 3.0)], axis=1)
+    np.testing.assert_array_equal(_search._cut(problem, whole), whole)
+
+
+def test_a_rare_event_is_no_tail():
+    problem = one(dist.Normal(0.0, 1.0), epi.Target(lambda sites: 1.0 * (sites["z"] > 2.0), mean=0.9, name="event"))
+    event = (np.arange(4000) % 20 == 0).astype(float)[:, None]
+    np.testing.assert_array_equal(_search._cut(problem, event), event)
 
 
 def test_a_target_beyond_the_range_of_a_statistic_has_no_normal():
