@@ -8,6 +8,7 @@ No draw need be near every target by itself: with many statistics none is.
 
 import math
 from collections.abc import Callable
+from itertools import repeat
 from typing import NamedTuple
 
 import jax
@@ -25,11 +26,13 @@ from ._products import compiled
 from ._reference import REFERENCE_SCALE, Reference, reference_draws
 from ._types import Draws, Key, MomentDraws, PerDraw
 from ._weighed import flattened
-from ._weights import tilt
+from ._weights import normalized, tilt
 
-NUM_DRAWS, MOST_ROUNDS, LEAST_WORTH, ENOUGH_WORTH, NUM_LAST = 8000, 100, 0.025, 0.5, 5
-"""Draws of a round, most rounds, the least share of draws that must keep a weight, the share at which it ends, and the rounds'
-worth of draws that give the multipliers."""
+NUM_DRAWS, MOST_ROUNDS, LEAST_WORTH, ENOUGH_WORTH = 8000, 100, 0.025, 0.5
+"""Draws of a round, most rounds, the least share of draws that must keep a weight, and the share at which it ends."""
+
+WIDTHS, MOST_TILTS = (1.0, 1.0, 1.0, 2.0, 4.0), 8
+"""Of the normals, a round's draws each, that give the multipliers, in units of the one that was found, and most tilts in turn."""
 
 MOST_HALVINGS = 44
 """Of the power of the weights towards the base: a coordinate whose own prior has the scale 1e-6 begins at a tiny one. The share
@@ -54,9 +57,9 @@ OFF = 0.3
 """Most that weighted means may be off their targets, in weighted standard deviations. With .1 and with 1 the search ends at the
 same normals (seven problems of three new seeds), with .1 after up to fourteen times as long."""
 
-LONG, OFTEN = 100.0, 0.01
-"""How many times the width of its bulk a statistic is at most taken to be away from its target, where more than this share of the
-draws lies further."""
+LONG, OFTEN, LEAST_LEFT = 100.0, 0.01, 0.1
+"""How many times the width of its bulk a statistic may be away from its target, where more than this share of the draws is
+further, and the least share of draws that is left."""
 
 GROWTH, MOST_GROWING = 0.2, 40
 """Nats of entropy that a round at the targets may add while the search ends, and rounds in turn that add more, after which the
@@ -88,6 +91,7 @@ def find_reference(problem: Problem, key: Key) -> tuple[Reference | None, int]:
     found, arrived = None, False
     for number in range(MOST_ROUNDS):
         sample = _simulate(problem, jax.random.fold_in(key, number), normal)
+        sample = _without_tails(sample, problem.target) if len(sample.draws) else sample
         nearer = _nearer(problem, sample, last) if len(sample.draws) >= LEAST_WORTH * NUM_DRAWS else None
         if nearer is None:
             break
@@ -111,18 +115,32 @@ def find_reference(problem: Problem, key: Key) -> tuple[Reference | None, int]:
         return None, rounds * NUM_DRAWS
     eta: tuple[float, ...] = ()
     if arrived:
-        rounds += NUM_LAST
+        rounds += len(WIDTHS)
         eta = _multipliers(problem, jax.random.fold_in(key, MOST_ROUNDS + 1), found)
     wide = WIDE * np.linalg.cholesky(found.covariance)
     return Reference(tuple(found.loc.tolist()), tuple(map(tuple, wide.tolist())), eta), rounds * NUM_DRAWS
 
 
 def _multipliers(problem: Problem, key: Key, normal: _Normal) -> tuple[float, ...]:
-    """By more draws: a small error may take the normaliser away from a density that the normal no longer holds together."""
-    samples = [_simulate(problem, jax.random.fold_in(key, number), normal) for number in range(NUM_LAST)]
+    """By more draws, some of them wider, all weighed by the mixture's density.
+
+    A small error may take the normaliser away from a density that the normal no longer holds together, and where statistics are
+    nearly collinear errors are large: a square's multiplier comes out as negative. Draws of its tails tell.
+    """
+    keys = [jax.random.fold_in(key, number) for number in range(len(WIDTHS))]
+    samples = [_simulate(problem, *each) for each in zip(keys, repeat(normal), WIDTHS)]
     sample = _Sample(*(np.concatenate(column) for column in zip(*samples, strict=True)))
-    tilted = tilt(sample.log_weight, sample.moments, problem.target)
-    return tuple(tilted.eta.tolist()) if tilted.reached else ()
+    widths, half_squares = np.array(WIDTHS), 0.5 * np.square(sample.white).sum(axis=1)
+    log_q = scipy.special.logsumexp(-half_squares[:, None] / widths**2 - problem.dim * np.log(widths), axis=1)
+    eta, log_weight = np.zeros(len(problem.target)), sample.log_base - log_q
+    # Each in the spread that the last one left: before the first a few draws far out have all of it.
+    for _ in range(MOST_TILTS):
+        tilted = tilt(log_weight, sample.moments, problem.target)
+        is_same = tilted.reached and np.allclose(tilted.log_weight, normalized(log_weight), atol=1e-3)
+        eta, log_weight = eta + tilted.eta, tilted.log_weight
+        if is_same:
+            return tuple(eta.tolist())
+    return ()
 
 
 class _Sample(NamedTuple):
@@ -152,9 +170,9 @@ def _unbounded(problem: Problem) -> str:
     )
 
 
-def _simulate(problem: Problem, key: Key, normal: _Normal) -> _Sample:
+def _simulate(problem: Problem, key: Key, normal: _Normal, width: float = 1.0) -> _Sample:
     draw_key, noise_key = jax.random.split(key)
-    white = np.asarray(jax.random.normal(draw_key, (NUM_DRAWS, problem.dim)), float)
+    white = width * np.asarray(jax.random.normal(draw_key, (NUM_DRAWS, problem.dim)), float)
     draws = normal.loc + white @ np.linalg.cholesky(normal.covariance).T
     log_base, moments = _measured(problem, noise_key, draws)
     usable = np.isfinite(moments).all(axis=1) & np.isfinite(log_base)
@@ -168,6 +186,19 @@ def _measured(
         np.asarray(each, float) for each in remembered(_measure, problem, key, jnp.asarray(draws, float))
     )
     return log_base, moments
+
+
+def _without_tails(sample: _Sample, target: Float[np.ndarray, " M"]) -> _Sample:
+    """Without draws in the far tails of a statistic, such as exponentials of draws of far too wide a normal.
+
+    A few of them have all of its mean and spread, and say nothing of where the others have to go. Once the normal is narrow
+    enough nothing is left out.
+    """
+    low, middle, high = np.quantile(sample.moments, (1 / 6, 0.5, 5 / 6), axis=0)
+    furthest = LONG * np.maximum(0.5 * (high - low), np.abs(middle - target))
+    is_far = np.abs(sample.moments - target) > furthest
+    is_left = ~np.any(is_far[:, np.mean(is_far, axis=0) > OFTEN], axis=1)
+    return _Sample(*(each[is_left] for each in sample)) if np.mean(is_left) > LEAST_LEFT else sample
 
 
 def _first_normal(problem: Problem, key: Key) -> _Normal:
@@ -223,7 +254,7 @@ def _nearer(problem: Problem, sample: _Sample, last: int) -> tuple[int, Float[np
     Returns:
         How often the power was halved, `MOST_HALVINGS` and more without any, and the log weights; ``None`` where there are none.
     """
-    moments = _cut(problem, sample.moments)
+    moments = sample.moments
     least, first = LEAST_WORTH * len(moments), moments.mean(axis=0)
     lowest, highest = moments.min(axis=0), moments.max(axis=0)
     eta = np.zeros(len(first))
@@ -275,26 +306,6 @@ def _nearer(problem: Problem, sample: _Sample, last: int) -> tuple[int, Float[np
 
     found = first_enough(at_share, last - MOST_HALVINGS - 1)
     return None if found is None else (MOST_HALVINGS + 1 + found[0], found[1])
-
-
-def _cut(problem: Problem, moments: Float[np.ndarray, "N M"]) -> Float[np.ndarray, "N M"]:
-    """Moments whose far tails are cut off, such as those of exponentials of draws of far too wide a normal.
-
-    A few draws have all of the mean and the spread of such a one, and say nothing of where the others have to go. Once the normal
-    is narrow enough nothing is cut.
-    """
-    target, constraints = problem.target, problem.constraints
-    low, middle, high = np.quantile(moments, (1 / 6, 0.5, 5 / 6), axis=0)
-    furthest = LONG * np.maximum(0.5 * (high - low), np.abs(middle - target))
-    is_cut = np.mean(np.abs(moments - target) > furthest, axis=0) > OFTEN
-    cut = np.where(is_cut, np.clip(moments, target - furthest, target + furthest), moments)
-    mean_of = {c.statistic: i for i, c in enumerate(constraints) if c.order == 1}
-    for i, constraint in enumerate(constraints):
-        if constraint.order == 2:
-            # Of the statistic that is cut: a mean and a second moment of different numbers may be those of no distribution.
-            mean = mean_of[constraint.statistic]
-            cut[:, i] = np.where(is_cut[mean], np.minimum(moments[:, i], furthest[mean] ** 2), moments[:, i])
-    return cut
 
 
 def _has(
