@@ -224,6 +224,7 @@ def _begun(saved: Saved) -> starts.Start | None:
         log_density=optional("log_density"),
         ess=about["ess"],
         times_solved=about["times_solved"],
+        num_simulations=about["num_simulations"],
         eta=optional("eta"),
         covariance=optional("covariance"),
         independent=optional("independent"),

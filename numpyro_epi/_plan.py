@@ -85,6 +85,10 @@ MORE = 4
 """Times as many batches where a verdict's interval crosses the tolerance that its mean is within."""
 
 
+KEPT_OF_START = (*("fit_draws", "message", "log_normalizer", "infeasible", "ess", "times_solved", "num_simulations"),)
+"""Numbers and words of a start that a checkpoint holds beside its arrays."""
+
+
 class Plan(NamedTuple):
     """A run before its first step: all that its result depends on."""
 
@@ -162,10 +166,7 @@ class Plan(NamedTuple):
                 arrays = {"begin.draws": np.asarray(begin.draws)} | run.arrays() | recorder.arrays()
                 optional = {name: getattr(begin, name) for name in ("eta", "covariance", "independent", "log_density")}
                 arrays |= {f"begin.{name}": np.asarray(a) for name, a in optional.items() if a is not None}
-                start = {
-                    name: getattr(begin, name)
-                    for name in ("fit_draws", "message", "log_normalizer", "infeasible", "ess", "times_solved")
-                }
+                start = {name: getattr(begin, name) for name in KEPT_OF_START}
                 if begin.known is not None:
                     arrays["begin.known.log_density"] = np.asarray(begin.known.log_density)
                     start["known"] = {name: getattr(begin.known, name) for name in Known._fields[1:]}
@@ -370,6 +371,8 @@ class Plan(NamedTuple):
             return None
 
         certificate = stop.unless_stopped(certified, None)
+        if certificate is not None and not (begin.known and certificate.num_simulations == begin.known.num_simulations):
+            simulations += certificate.num_simulations
         if begin.eta is None and certificate is not None and certificate.tilted:
             # Weights correct for what the guide misses of the solution, which its regression on the statistics does not; but
             # they are fewer draws.
@@ -392,6 +395,7 @@ class Plan(NamedTuple):
                 "num_draws": num_draws,
                 "max_steps": self.max_steps,
                 "steps": steps,
+                "num_simulations": begin.num_simulations + simulations,
                 "tolerance": tolerance,
                 "num_restarts": self.num_restarts,
                 "start_message": f"{_misled(problem)}{begin.message}",

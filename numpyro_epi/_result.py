@@ -77,6 +77,14 @@ class Result(eqx.Module):
         return self.satisfied and found is not None and bool(found.conclusive) and found.upper <= most
 
     @property
+    def num_simulations(self) -> int | None:
+        """Model runs of the start, of the steps and of the certificate; ``None`` in files of releases that did not count them.
+
+        The fresh draws by which the run was looked at on its way are not counted.
+        """
+        return self.settings.get("num_simulations")
+
+    @property
     def status_name(self) -> str:
         """The status as one word."""
         return self.status.name
@@ -367,7 +375,9 @@ class Result(eqx.Module):
         if self.restarts is not None:
             lines.append(("restarts", str(self.restarts)))
         lines.append(("start", settings["start_message"]))
-        lines.append(("run", f"{settings['steps']} steps of {settings['num_draws']} draws in {self.seconds:.1f} s"))
+        spent = "" if self.num_simulations is None else f", {self.num_simulations:.1e} simulations"
+        steps = f"{settings['steps']} steps of {settings['num_draws']} draws"
+        lines.append(("run", f"{steps}{spent} in {self.seconds:.1f} s"))
         return summary(f"Emergent property inference: {self.problem.name}", lines, self.problem, v, self.eta)
 
     def _column(self, name: str) -> "xr.DataArray":

@@ -113,5 +113,6 @@ def solved_again(pool: Pool, problem: Problem, begin: Start) -> Start | None:
         log_density=jnp.asarray(columns[:, -1], begin.draws.dtype),
         ess=found.ess,
         times_solved=begin.times_solved + 1,
+        num_simulations=begin.num_simulations + pool.num_simulations,
         message=begin.message if begin.times_solved else f"{begin.message} {SOLVED_AGAIN}",
     )

@@ -54,6 +54,7 @@ class Start(NamedTuple):
         is_hopeless: That is certain, and no other start is worth a try.
         ess: Effective number of ``draws``, where they are worth fewer than they are.
         times_solved: How often the dual was solved again from a flow's weights.
+        num_simulations: Model runs that it took, gradients and starts that did not succeed included.
     """
 
     draws: Draws
@@ -69,6 +70,7 @@ class Start(NamedTuple):
     is_hopeless: bool = False
     ess: float | None = None
     times_solved: int = 0
+    num_simulations: int = 0
 
     @property
     def num_effective(self) -> float:
@@ -189,10 +191,12 @@ class Pilot(AbstractStart):
         begin: Near | None = near
         if not is_near:
             begin = tilt_prior(problem, prior_key, self.num_weighed, **budget) if self.num_weighed else None
+        spent = near.num_simulations
         if begin is not None and self.num_weighed:
             weighed = weigh_draws(problem, jax.random.fold_in(key, 2), begin, num_draws=self.num_weighed, **budget)
             if weighed.ess >= self.num_draws:
                 return _weighed_start(problem, weighed, near.num_simulations)
+            spent += weighed.num_simulations
         if not is_near:
             found = (
                 f"Expected at least {problem.dim + 1} pilot draws within {self.spreads} spreads of the targets; got "
@@ -200,14 +204,14 @@ class Pilot(AbstractStart):
             )
             if self.or_prior:
                 start = Prior()(prior_key, problem)
-                return start._replace(message=f"{found} {start.message}")
+                return start._replace(message=f"{found} {start.message}", num_simulations=spent)
             raise ValueError(f"{found} Raise spreads or max_simulations, or start from the prior.")
         draws = jnp.asarray(resample(near.draws, near.log_weight, len(near.draws)), float)
         message = (
             f"Started from {len(draws)} pilot draws, worth {near.ess:.0f} independent ones, of {near.num_simulations} "
             "simulated."
         )
-        return Start(draws, True, None, message)
+        return Start(draws, True, None, message, num_simulations=spent)
 
 
 def _weighed_start(problem: Problem, weighed: Weighed, num_simulations: int) -> Start:
@@ -233,6 +237,7 @@ def _weighed_start(problem: Problem, weighed: Weighed, num_simulations: int) -> 
         covariance=jnp.asarray(covariance, draws.dtype),
         log_normalizer=float(weighed.log_normalizer),
         log_density=None if problem.simulator.noise else jnp.asarray(columns[:, -1], draws.dtype),
+        num_simulations=num_simulations,
     )
 
 
@@ -268,7 +273,11 @@ class Chains(AbstractStart):
         if not solution.settled(problem.target, self.tolerance):
             start = Prior()(prior_key, problem)
             reason = _why_infeasible(problem, solution, prior_key)
-            return start._replace(message=f"The chains did not reach the targets. {start.message}", infeasible=reason)
+            return start._replace(
+                message=f"The chains did not reach the targets. {start.message}",
+                infeasible=reason,
+                num_simulations=solution.num_simulations,
+            )
         draws = solution.draws.reshape(-1, problem.dim)
         message = (
             f"Started from {len(draws)} draws of {settings.num_chains} chains that solved the dual with "
@@ -289,6 +298,7 @@ class Chains(AbstractStart):
             independent=solution.independent,
             log_normalizer=float(solution.log_normalizer),
             log_density=log_density,
+            num_simulations=solution.num_simulations,
         )
 
 
@@ -319,7 +329,11 @@ class FirstOf(AbstractStart):
         best = next((start for start in found if start.eta is not None or start.fit_draws), found[-1])
         reasons = [start.infeasible for start in found if start.infeasible is not None]
         infeasible = reasons[0] if reasons and best.eta is None and not best.fit_draws else None
-        return best._replace(message=" ".join(dict.fromkeys(start.message for start in found)), infeasible=infeasible)
+        return best._replace(
+            message=" ".join(dict.fromkeys(start.message for start in found)),
+            infeasible=infeasible,
+            num_simulations=sum(start.num_simulations for start in found),
+        )
 
 
 def default(problem: Problem) -> AbstractStart:

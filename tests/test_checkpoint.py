@@ -210,7 +210,7 @@ def test_a_registered_problem_is_found_again(tmp_path, monkeypatch):
         0,
     )
     start = {"fit_draws": False, "message": "here", "log_normalizer": None, "infeasible": None}
-    start |= {"ess": None, "times_solved": 0}
+    start |= {"ess": None, "times_solved": 0, "num_simulations": 0}
     with _checkpoint.Keeper(path, 0.0, new=True) as keeper:
         keeper.save({**wanted.about(), "begin": start, "chunks": 0, "attempt": 0, "seconds": 1.0}, arrays)
     epi.resume(path)
@@ -424,7 +424,7 @@ def test_missing_and_foreign_files(tmp_path):
     foreign.write_text("numpyro-epi checkpoint 9\n")
     with pytest.raises(
         ValueError,
-        match=r"Expected 'numpyro-epi checkpoint 7' at the start of .*got 'numpyro-epi checkpoint 9'.*the version of",
+        match=r"Expected 'numpyro-epi checkpoint 8' at the start of .*got 'numpyro-epi checkpoint 9'.*the version of",
     ):
         epi.resume(foreign)
 

@@ -159,6 +159,28 @@ def test_flow_that_cannot_follow_its_start_is_not_called_an_infeasible_property(
     assert "can be had" not in from_prior.status_message
 
 
+class Spent(epi.starts.AbstractStart):
+    """One that took so many simulations."""
+
+    count: int
+    is_known: bool
+
+    def __call__(self, key, problem):
+        eta = jnp.ones(1) if self.is_known else None
+        return epi.starts.Start(jax.random.normal(key, (200, 1)), False, eta, "Begun.", num_simulations=self.count)
+
+
+@pytest.mark.parametrize("certify", [True, False])
+def test_simulations_of_all_parts_are_counted(certify):
+    """Of every start that was tried, of the steps and of the certificate; also after it was written to a file."""
+    start = epi.starts.FirstOf((Spent(500, False), Spent(1000, True)))
+    result = short_fit(small_problem(), start=start, max_steps=25, num_draws=30, certify=certify)
+    of_certificate = result.certificate.num_simulations if certify else 0
+    assert (of_certificate > 0) == certify
+    assert result.num_simulations == 1500 + result.settings["steps"] * 30 + of_certificate
+    assert f"{result.num_simulations:.1e} simulations" in str(result)
+
+
 def test_model_that_is_never_finite_is_reported():
     result = short_fit(small_problem(lambda sites: sites["z"] * jnp.nan))
     assert result.status is epi.STATUS.nonfinite
