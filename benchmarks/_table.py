@@ -2,7 +2,9 @@
 
 import argparse
 import io
+import platform
 import resource
+import secrets
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -46,6 +48,22 @@ def opened(arguments: argparse.Namespace, header: tuple[str, ...]) -> Iterator[T
         if not arguments.append:
             write_header(table, header)
         yield table
+
+
+def add_key_argument(parser: argparse.ArgumentParser, count: int) -> None:
+    """Keys of the runs, drawn anew each time: a table of always the same keys shows what these are like, lucky or not."""
+    drawn = [secrets.randbelow(10**6) for _ in range(count)]
+    parser.add_argument("--keys", type=int, nargs="+", default=drawn, help=f"of the runs; by default {count} at random")
+
+
+PROVENANCE = ("code", "machine")
+
+
+def provenance() -> tuple[str, str]:
+    """Cells that say which code made a row, and where."""
+    import jax
+
+    return commit(), f"{platform.node()}, {jax.devices()[0].device_kind}"
 
 
 def commit() -> str:

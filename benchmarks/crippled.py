@@ -1,6 +1,6 @@
 """Does the certificate notice? Guides that were fitted to one mode only, of every problem with several.
 
-    python benchmarks/crippled.py [--seeds 5] [--out benchmarks/results/crippled.md]
+    python benchmarks/crippled.py [--keys K ...] [--out FILE] [--append]
 
 "alone" has draws of the guide and of the base to look with; "chains" has draws of the chains that solved the dual too.
 """
@@ -8,6 +8,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TextIO
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from numpyro_epi._certificate import assess
 from numpyro_epi.starts import Start
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+from _table import PROVENANCE, add_key_argument, add_table_arguments, opened, provenance, write_row
 from chosen_problems import CHOSEN
 from problems import EXACT
 
@@ -32,42 +34,42 @@ KEPT = {
     "double_well_chain": lambda sites: sites["z"][:, 0] > 0,
 }
 """Which draws are of the mode that the guide is fitted to."""
+HEADER = (
+    *("problem", "key", "mass kept", "-log of it", "looks with", "gap (nats)", "unseen", "words"),
+    *PROVENANCE,
+)
 
 
 def main() -> None:
     """Cripple, certify and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "crippled.md")
+    add_key_argument(parser, 3)
+    add_table_arguments(parser)
     arguments = parser.parse_args()
-    lines = [_line("problem", "seed", "mass kept", "-log of it", "looks with", "gap (nats)", "unseen", "words")]
-    lines.append(_line(*["---"] * 8))
-    print("\n".join(lines), flush=True)
-    noticed = []
-    for name, keeps in KEPT.items():
-        exact = ALL[name]()
-        for seed in range(arguments.seeds):
-            dual = epi.solve_dual(jax.random.key(seed), exact.problem)
-            draws = dual.unconstrained.reshape(-1, exact.problem.dim)
-            sites = {n: np.asarray(v).reshape(-1, *v.shape[2:]) for n, v in dual.draws().items()}
-            kept = np.flatnonzero(keeps(sites))
-            start = Start(draws[kept], True, jnp.asarray(dual.eta, draws.dtype), "")
-            flow = begin_flow(jax.random.key(seed), epi.flows.default, start, outline(epi.flows.default, start))
-            share = len(kept) / len(draws)
-            for label, solution in (("alone", None), ("chains", draws)):
-                found = assess(jax.random.key(seed), exact.problem, flow, dual.eta, solution=solution)
-                noticed.append(found.verdict.startswith("Modes are probably missing"))
-                numbers = (f"{share:.2f}", f"{-np.log(share):.2f}", label, f"{found.gap:.3f}", f"{found.unseen:.2f}")
-                lines.append(_line(name, str(seed), *numbers, found.verdict))
-                print(lines[-1], flush=True)
-        jax.clear_caches()
-    lines += ["", f"Noticed: {sum(noticed)} of {len(noticed)}."]
-    print(lines[-1])
-    arguments.out.write_text("\n".join(lines) + "\n")
+    with opened(arguments, HEADER) as table:
+        noticed = [each for name in KEPT for each in _rows(table, name, arguments.keys)]
+    print(f"Noticed: {sum(noticed)} of {len(noticed)}.")
 
 
-def _line(*cells: str) -> str:
-    return f"| {' | '.join(cells)} |"
+def _rows(table: TextIO, name: str, keys: list[int]) -> list[bool]:
+    """Whether the missing mode was noticed, by each key without chains and with them."""
+    exact, noticed = ALL[name](), []
+    for key in keys:
+        dual = epi.solve_dual(jax.random.key(key), exact.problem)
+        draws = dual.unconstrained.reshape(-1, exact.problem.dim)
+        sites = {n: np.asarray(v).reshape(-1, *v.shape[2:]) for n, v in dual.draws().items()}
+        kept = np.flatnonzero(KEPT[name](sites))
+        start = Start(draws[kept], True, jnp.asarray(dual.eta, draws.dtype), "")
+        flow = begin_flow(jax.random.key(key), epi.flows.default, start, outline(epi.flows.default, start))
+        share = len(kept) / len(draws)
+        for label, solution in (("alone", None), ("chains", draws)):
+            found = assess(jax.random.key(key), exact.problem, flow, dual.eta, solution=solution)
+            noticed.append(found.verdict.startswith("Modes are probably missing"))
+            numbers = (f"{share:.2f}", f"{-np.log(share):.2f}", label, f"{found.gap:.3f}", f"{found.unseen:.2f}")
+            write_row(table, (name, str(key), *numbers, found.verdict, *provenance()))
+    # The system allows a process so many mapped pieces of code; each problem's programs are used once.
+    jax.clear_caches()
+    return noticed
 
 
 if __name__ == "__main__":

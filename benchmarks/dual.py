@@ -1,9 +1,9 @@
-"""The dual solved by chains with defaults: every exact problem, five seeds.
+"""The dual solved by chains with defaults: every exact problem.
 
-    python benchmarks/dual.py [--seeds 5] [--problems NAME ...] [--out benchmarks/results/dual.md]
+    python benchmarks/dual.py [--keys K ...] [--problems NAME ...] [--out FILE] [--append]
 
 Errors of multipliers are the largest one's share, all of them in the inverse of their statistics' standard deviations. The
-first seed of a problem pays for compiling its programs.
+first key of a problem pays for compiling its programs.
 """
 
 import argparse
@@ -16,14 +16,15 @@ import numpy as np
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from _table import write_row
+from _table import PROVENANCE, add_key_argument, add_table_arguments, opened, provenance, write_row
 from chosen_problems import CHOSEN
 from problems import EXACT, ExactProblem
 
 ALL = EXACT | CHOSEN
 HEADER = (
-    *("problem", "seed", "status", "eta error", "its standard error", "bound - exact (nats)", "entropy - exact (nats)"),
+    *("problem", "key", "status", "eta error", "its standard error", "bound - exact (nats)", "entropy - exact (nats)"),
     *("mode share", "ESS", "R-hat", "simulations", "seconds"),
+    *PROVENANCE,
 )
 
 
@@ -32,22 +33,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     feasible = [name for name, build in ALL.items() if build().feasible]
     parser.add_argument("--problems", nargs="*", choices=feasible, default=feasible)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "dual.md")
+    add_key_argument(parser, 3)
+    add_table_arguments(parser)
     arguments = parser.parse_args()
-    with arguments.out.open("w") as table:
-        rows = [HEADER, ("---",) * len(HEADER)]
-        for cells in rows:
-            write_row(table, cells)
+    with opened(arguments, HEADER) as table:
         for name in arguments.problems:
             exact = ALL[name]()
-            for seed in range(arguments.seeds):
-                write_row(table, _row(exact, seed))
+            for key in arguments.keys:
+                write_row(table, (*_row(exact, key), *provenance()))
             jax.clear_caches()
 
 
-def _row(exact: ExactProblem, seed: int) -> tuple[str, ...]:
-    found = epi.solve_dual(jax.random.key(seed), exact.problem)
+def _row(exact: ExactProblem, key: int) -> tuple[str, ...]:
+    found = epi.solve_dual(jax.random.key(key), exact.problem)
     scale = found.verdict.scale
     size = np.max(np.abs(exact.multipliers) * scale)
     share = "-"
@@ -56,7 +54,7 @@ def _row(exact: ExactProblem, seed: int) -> tuple[str, ...]:
         share = f"{np.average(right, weights=np.exp(found.log_weight)):.3f}"
     return (
         exact.name,
-        str(seed),
+        str(key),
         found.status_name,
         f"{np.max(np.abs(found.eta - exact.multipliers) * scale) / size:.4f}",
         f"{np.max(found.standard_error * scale) / size:.4f}",

@@ -1,6 +1,6 @@
 """What happens to a run, and to what it leaves behind, when things go wrong.
 
-    python benchmarks/faults.py [--kills 50] [--flips 200] [--out benchmarks/results/faults.md]
+    python benchmarks/faults.py [--kills 50] [--flips 200] [--out FILE] [--append]
 
 Every run is a process of its own that fits a small problem, or goes on with its checkpoint where there is one. "Survived" are
 faults after which the wanted result, or a clear error, came; "lost" is the most work that had to be done again, in seconds from
@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from _table import write_row
+from _table import PROVENANCE, add_table_arguments, opened, provenance, write_row
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-HEADER = ("fault", "tried", "survived", "lost (s)", "wrong", "what was seen")
+HEADER = ("fault", "tried", "survived", "lost (s)", "wrong", "what was seen", *PROVENANCE)
 MAX_STEPS = 3000
 
 
@@ -48,9 +48,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--flips", type=int, default=200)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "faults.md")
+    add_table_arguments(parser)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, arguments.out.open("w") as table:
+    with tempfile.TemporaryDirectory() as folder, opened(arguments, HEADER) as table:
         bench = Bench(Path(folder))
         faults: dict[str, Callable[[], Outcome]] = {
             "SIGKILL at a random moment, then resumed": lambda: bench.killed(arguments.kills),
@@ -72,12 +72,11 @@ def main() -> None:
             "the device fails, then resumed": lambda: device_lost(bench.folder),
             "a worker forked from a running process": forked,
         }
-        write_row(table, HEADER)
-        write_row(table, ("---",) * len(HEADER))
         for name, fault in faults.items():
             found = fault()
             lost = f"{found.lost:.1f}" if np.isfinite(found.lost) else "-"
-            write_row(table, (name, str(found.tried), str(found.survived), lost, str(found.wrong), found.seen))
+            numbers = (str(found.tried), str(found.survived), lost, str(found.wrong), found.seen)
+            write_row(table, (name, *numbers, *provenance()))
 
 
 class Bench:

@@ -8,7 +8,6 @@ The mode's share is that of ``a12 > 0``: one half is exact. The first key of a p
 
 import argparse
 import io
-import platform
 import sys
 import time
 from pathlib import Path
@@ -19,12 +18,12 @@ import numpy as np
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from _table import add_table_arguments, commit, opened, write_row
+from _table import PROVENANCE, add_table_arguments, opened, provenance, write_row
 from problems import EXACT, ExactProblem, exact_kl
 
 HEADER = (
     *("problem", "key", "status", "certified", "KL (nats)", "interval (nats)", "mode's share", "steps", "CPU s"),
-    *("code", "machine"),
+    *PROVENANCE,
 )
 
 
@@ -59,7 +58,7 @@ def _row(table: io.TextIOBase, exact: ExactProblem, key: int) -> float:
             *(exact.name, str(key), result.status_name, "yes" if result.certified else "no", f"{kl:.4f}"),
             "nothing" if certificate is None else f"({certificate.lower:.3f}, {certificate.upper:.3f})",
             *(_share(exact, result), str(result.settings["steps"]), f"{seconds:.0f}"),
-            *(commit(), f"{platform.node()}, {jax.devices()[0].device_kind}"),
+            *provenance(),
         ),
     )
     return kl

@@ -1,6 +1,6 @@
 """What keeps the modes: each part of the default start taken away in turn, and what else could take its place.
 
-    python benchmarks/modes.py [--seeds 3] [--out benchmarks/results/modes.md]
+    python benchmarks/modes.py [--keys K ...] [--out FILE] [--append]
 
 The share is that of the oscillator's mode ``a12 > 0``, one half when exact, and of the four corners' mode in the first
 quadrant, 0.330 by quadrature. KL(q || p*) counts lost modes: log 2 for one of two equal ones.
@@ -20,12 +20,13 @@ import numpyro_epi as epi
 from numpyro_epi import _begin
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from _table import write_row
+from _table import PROVENANCE, add_key_argument, add_table_arguments, opened, provenance, write_row
 from chosen_problems import CHOSEN
 from problems import EXACT, exact_kl
 
 ALL = EXACT | CHOSEN
 PROBLEMS = ("oscillator_paper", "four_corners")
+HEADER = ("problem", "method", "KL by key (nats)", "mode share by key", "seconds", "keys", *PROVENANCE)
 
 
 class Changed(epi.starts.AbstractStart):
@@ -54,26 +55,25 @@ METHODS = {
 def main() -> None:
     """Fit by every method and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "modes.md")
+    add_key_argument(parser, 3)
+    add_table_arguments(parser)
     arguments = parser.parse_args()
-    with arguments.out.open("w") as table:
-        for line in (("problem", "method", "KL by seed (nats)", "mode share by seed", "seconds"), ("---",) * 5):
-            write_row(table, line)
+    with opened(arguments, HEADER) as table:
         for name in PROBLEMS:
             for method in METHODS:
-                write_row(table, _row(name, method, arguments.seeds))
+                keys = ", ".join(map(str, arguments.keys))
+                write_row(table, (*_row(name, method, arguments.keys), keys, *provenance()))
                 jax.clear_caches()
 
 
-def _row(name: str, method: str, seeds: int) -> tuple[str, ...]:
+def _row(name: str, method: str, keys: list[int]) -> tuple[str, ...]:
     exact = ALL[name]()
     kls, shares, seconds = [], [], []
-    for seed in range(seeds):
+    for key in keys:
         options = dict(METHODS[method])
         with _components(options.pop("components", None)):
             try:
-                result = epi.fit(jax.random.key(seed), exact.problem, progress=False, certify=False, **options)
+                result = epi.fit(jax.random.key(key), exact.problem, progress=False, certify=False, **options)
             except ValueError as error:  # Too few pilot draws.
                 return name, method, str(error).split(";")[0], "-", "-"
         kls.append(exact_kl(exact, base_entropy=result.verdict.base_entropy, moments=result.verdict.mean))

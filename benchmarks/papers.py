@@ -1,6 +1,6 @@
 """Every model of the EPI papers by the defaults, beside the attainable entropy and what the original reached.
 
-    python benchmarks/papers.py [--rows NAME ...] [--seeds 0 1 2] [--published] [--save DIR] [--out benchmarks/results/papers.md]
+    python benchmarks/papers.py [--rows NAME ...] [--keys K ...] [--published] [--save DIR] [--out FILE] [--append]
 
 Each run is a process of its own, so its wall time holds all compilation and its peak memory is its own. ``fit`` is the flow
 by `epi.fit`; ``dual`` and ``weighed`` are the exact answer by `epi.solve_dual`: draws of chains, or of adaptive proposals,
@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from _table import achieved, commit, peak_gigabytes, write_header, write_row
+from _table import (
+    PROVENANCE,
+    achieved,
+    add_key_argument,
+    add_table_arguments,
+    opened,
+    peak_gigabytes,
+    provenance,
+    write_row,
+)
 
 DUAL = {"dual": "chains", "weighed": "adaptive"}
 
@@ -78,9 +87,10 @@ ROWS = {
 PUBLISHED = {"oscillator (paper)": 1e-3, "STG": 1e5, "RNN N = 10, flow": 1e3}
 """The original's initial penalty of each problem that is run by its rule; it had to be searched for."""
 HEADER = (
-    *("problem", "method", "seed", "status", "worst violation (sd)", "achieved", "multipliers", "entropy (nats)"),
-    *("gap (nats)", "H*", "original", "goal", "met", "draws x steps", "seconds", "ms a step"),
-    *("peak memory (GB)", "start", "code"),
+    *("problem", "method", "key", "status", "worst violation (sd)", "achieved", "multipliers", "entropy (nats)"),
+    *("interval (nats)", "H*", "original", "goal", "met", "draws x steps", "seconds", "ms a step"),
+    *("simulations", "peak memory (GB)", "start", "certificate"),
+    *PROVENANCE,
 )
 
 
@@ -88,18 +98,15 @@ def main() -> None:
     """Run every row and seed, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
+    add_key_argument(parser, 1)
+    add_table_arguments(parser)
     parser.add_argument("--published", action="store_true", help="by the published rule instead of the defaults")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "papers.md")
-    parser.add_argument(
-        "--save", type=Path, help="folder for the fits, as SLUG-SEED.nc: the plugins' figures read them"
-    )
+    parser.add_argument("--save", type=Path, help="folder for the fits, as SLUG-KEY.nc: the plugins' figures read them")
     arguments = parser.parse_args()
     names = [name for name in arguments.rows if not arguments.published or name in PUBLISHED]
-    with arguments.out.open("w") as table:
-        write_header(table, HEADER)
+    with opened(arguments, HEADER) as table:
         for name in names:
-            for seed in arguments.seeds:
+            for seed in arguments.keys:
                 with multiprocessing.get_context("spawn").Pool(1) as pool:
                     write_row(table, pool.apply(_run, (name, seed, arguments.published, arguments.save)))
 
@@ -114,7 +121,8 @@ def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str,
     began = time.perf_counter()
     if row.method != "fit":
         found = epi.solve_dual(jax.random.key(seed), problem, method=DUAL[row.method])
-        gap, effort, per_step = "-", f"{found.num_simulations:.1e} simulations", "-"
+        gap, effort, per_step, words = "-", "-", "-", "-"
+        simulations = f"{found.num_simulations:.1e}"
         within = found.settings.get("within")
         start = "Around the property only" if found.local else "-"
         start += f": chains were held within {within:g} standard deviations." if within else "." if found.local else ""
@@ -132,10 +140,14 @@ def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str,
         if save:
             save.mkdir(parents=True, exist_ok=True)
             found.save(save / f"{'_'.join(re.findall('[a-z0-9]+', name.lower()))}-{seed}.nc", overwrite=True)
-        gap = f"{found.certificate.gap:.3f}" if found.certificate else "-"
+        certificate = found.certificate
+        gap = f"({certificate.lower:.3f}, {certificate.upper:.3f})" if certificate else "-"
+        words = certificate.verdict if certificate else "-"
+        simulations = f"{found.num_simulations:.1e}" if hasattr(found, "num_simulations") else "-"
         verdict, steps = found.verdict, found.settings["steps"]
         effort = f"{found.settings['num_draws']} x {steps}"
-        per_step, start = f"{1000 * (time.perf_counter() - began) / steps:.1f}", found.settings["start_message"]
+        per_step = f"{1000 * (time.perf_counter() - began) / steps:.1f}" if steps else "-"
+        start = found.settings["start_message"]
     seconds = time.perf_counter() - began
     violation = np.max(np.abs(verdict.violation(problem.target)))
     met = bool(found.satisfied) and verdict.entropy >= row.goal
@@ -143,7 +155,7 @@ def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str,
         name,
         "published" if published else row.method,
         str(seed),
-        found.status.name,
+        found.status_name,
         f"{violation:.3f}",
         achieved(problem, verdict),
         ", ".join(f"{value:.4g}" for value in found.eta),
@@ -156,9 +168,11 @@ def _run(name: str, seed: int, published: bool, save: Path | None) -> tuple[str,
         effort,
         f"{seconds:.0f}",
         per_step,
+        simulations,
         f"{peak_gigabytes():.1f}",
         start,
-        commit(),
+        words,
+        *provenance(),
     )
 
 

@@ -7,7 +7,6 @@ multipliers by the certificate and by nested sampling, and that of the exact mul
 """
 
 import argparse
-import platform
 import sys
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from _table import add_table_arguments, commit, opened, write_row
+from _table import PROVENANCE, add_table_arguments, opened, provenance, write_row
 from oracles.phases import phases
 from oracles.strangers import draw, exact_kl
 from strangers import claim, deviations, verdict_of
@@ -47,7 +46,7 @@ HEADER = (
         "CPU s of the fit",
         "of nested",
     ),
-    *("seed", "code", "machine"),
+    *("seed", *PROVENANCE),
 )
 
 
@@ -87,8 +86,8 @@ def _row(narrow: float, share: float, seed: int, number: int) -> tuple[str, ...]
         "-" if certificate is None else f"{certificate.upper_bound:.2f}",
         f"{there.log_normalizer:.2f} ± {there.standard_error:.2f}",
         *(f"{log_z:.2f}", f"{at_one.log_normalizer:.2f} ± {at_one.standard_error:.2f}"),
-        *(f"{fitted - started:.0f}", f"{nested:.0f}", str(seed), commit()),
-        f"{platform.node()}, {jax.devices()[0].device_kind}",
+        *(f"{fitted - started:.0f}", f"{nested:.0f}", str(seed)),
+        *provenance(),
     )
 
 

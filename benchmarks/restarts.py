@@ -7,7 +7,6 @@ The KL of each restart is what its corrected entropy lacks of the optimum.
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -18,12 +17,12 @@ import jax
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from _table import add_table_arguments, commit, opened, write_row
+from _table import PROVENANCE, add_table_arguments, opened, provenance, write_row
 from problems import EXACT, exact_kl
 
 HEADER = (
     *("key", "restarts", "CPU s, cold process", "ratio", "KL of the chosen (nats)", "worst of all", "KL of each"),
-    *("code", "machine"),
+    *PROVENANCE,
 )
 
 
@@ -48,7 +47,7 @@ def main() -> None:
                 cells = (
                     *(str(key), str(count), f"{found['seconds']:.0f}", f"{found['seconds'] / alone:.2f}"),
                     *(f"{found['chosen']:.4f}", f"{max(kls):.4f}", ", ".join(f"{kl:.4f}" for kl in kls)),
-                    *(commit(), f"{platform.node()}, {jax.devices()[0].device_kind}"),
+                    *provenance(),
                 )
                 write_row(table, cells)
 

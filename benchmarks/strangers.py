@@ -16,7 +16,6 @@ those units, and the largest relative error of a wanted standard deviation.
 """
 
 import argparse
-import platform
 import sys
 import time
 from pathlib import Path
@@ -28,7 +27,7 @@ import numpy as np
 import numpyro_epi as epi
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from _table import add_table_arguments, commit, opened, write_row
+from _table import PROVENANCE, add_table_arguments, opened, provenance, write_row
 from oracles.strangers import Stranger, draw, exact_kl, strangers
 
 NUM_DRAWS = 40_000
@@ -39,7 +38,7 @@ EXCESS, RELATIVE_EXCESS = 0.05, 0.2
 NAMES = ("RIGHT", "HONEST MISS", "WRONG", "ERROR")
 HEADER = (
     *("problem", "D", "status", "certified", "KL (nats)", "interval (nats)", "off: mean (sd)", "off: sd (relative)"),
-    *("mode fractions (exact)", "CPU s", "simulations", "verdict", "seed", "code", "machine"),
+    *("mode fractions (exact)", "CPU s", "simulations", "verdict", "seed", *PROVENANCE),
 )
 
 
@@ -82,9 +81,7 @@ def _run(arguments: argparse.Namespace, table: TextIO) -> None:
         if arguments.only and not {stranger.name, family, str(index)} & set(arguments.only):
             continue
         row = judge(stranger, arguments.seed, index)
-        write_row(
-            table, (*row.cells, str(arguments.seed), commit(), f"{platform.node()}, {jax.devices()[0].device_kind}")
-        )
+        write_row(table, (*row.cells, str(arguments.seed), *provenance()))
         rows.append(row)
         # The system allows a process so many mapped pieces of code; each problem's programs are used once.
         jax.clear_caches()
