@@ -38,11 +38,19 @@ NUM_SIMULATIONS, MOST_SIMULATIONS, MAX_NOISE = 4, 32, 0.1
 """Simulations of each draw at first and at most; in between as many as keep the variance of ``eta . T``'s noise below the third,
 nats^2: its correction has errors of its own, which moved the multipliers of V1 by a tenth at twice that."""
 
+MORE_WHERE_BIASED, MOST_WHERE_BIASED, LEAST_OFF, STANDARD_ERRORS = 16, 1024, 0.025, 4.0
+"""Times as many simulations of each draw, and most of them, where means of fresh ones are off by so much, in units of their scale
+and in standard errors. The third is half of the default tolerance."""
+
+FRESH_SHARE, MOST_FRESH = 0.02, 20_000
+"""Fresh simulations that tell, as a share of all that may be run, and their largest number."""
+
 FEW_PER_DIM = 3.0
 """Effective draws, for each parameter, of a tilt of prior draws that later rounds may begin around."""
 
-MAX_ROUNDS = 20
-"""Every draw is compared with every round's proposal, so work grows with their square."""
+MAX_ROUNDS, ROUNDS_AGAIN = 20, 4
+"""Most rounds, since every draw is compared with every round's proposal, so that work grows with their square; and as many as
+have to be affordable with more simulations of each draw."""
 
 MOST_TOGETHER = 250
 """Simulations at once: one may hold much."""
@@ -115,7 +123,8 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         batch: Draws of a round.
         max_simulations: Model runs after which it ends.
     """
-    simulations = NUM_SIMULATIONS if problem.simulator.noise else 1
+    is_noisy = bool(problem.simulator.noise)
+    simulations = NUM_SIMULATIONS if is_noisy else 1
     keys = (jax.random.fold_in(key, number) for number in itertools.count())
     count = min(len(near.draws), max_simulations // simulations)
     pooled = _simulate(problem, next(keys), jnp.asarray(near.draws[:count], float), simulations, [])
@@ -145,7 +154,12 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
             simulations = min(math.ceil(1.2 * simulations * exponent_noise / MAX_NOISE), MOST_SIMULATIONS)
             proposals, rounds = [], []
         elif worth >= num_draws:
-            break
+            affordable = (max_simulations - spent) // (ROUNDS_AGAIN * batch)
+            more = min(MORE_WHERE_BIASED * simulations, MOST_WHERE_BIASED, affordable)
+            is_worth_it = is_noisy and more >= 2 * simulations
+            if not (is_worth_it and _is_biased(problem, next(keys), pooled, found.log_weight, max_simulations)):
+                break
+            simulations, proposals, rounds = more, [], []
     kept = np.isfinite(found.log_weight)
     log_mean = scipy.special.logsumexp(before) - math.log(len(before))
     return Weighed(
@@ -160,6 +174,25 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         reached=found.reached and len(rounds) > 0,
         num_simulations=spent,
     )
+
+
+def _is_biased(problem: Problem, key: Key, pooled: _Round, log_weight: Float[np.ndarray, " N"], most: int) -> bool:
+    """Whether fresh simulations of the draws have other means than the targets.
+
+    Noise that is far from normal, and grows with a parameter, favours the wrong draws: those whose few simulations happened to be
+    small have a small mean and a small variance at once, and gain more weight than the correction takes away.
+    """
+    pick_key, noise_key = jax.random.split(key)
+    count = min(int(FRESH_SHARE * most), MOST_FRESH)
+    usable = np.isfinite(log_weight)
+    weight = np.exp(log_weight[usable])
+    rows = np.asarray(jax.random.choice(pick_key, len(weight), (count,), p=jnp.asarray(weight)))
+    moments = _simulate(problem, noise_key, jnp.asarray(pooled.draws[usable][rows], float), 1, []).moments
+    spread = moments.std(axis=0)
+    of_weights = np.square(weight) @ np.diagonal(pooled.noise[usable], axis1=1, axis2=2)
+    error = np.sqrt(np.square(spread) / count + of_weights)
+    allowed = np.maximum(LEAST_OFF * problem.scale(spread), STANDARD_ERRORS * error)
+    return bool(np.any(np.abs(moments.mean(axis=0) - problem.target) > allowed))
 
 
 def tilt_prior(problem: Problem, key: Key, num_draws: int, *, batch: int, max_simulations: int) -> Near | None:

@@ -32,6 +32,9 @@ FEW_PARAMETERS = 6
 """Number of parameters up to which proposals of weighed draws find a solution under large noise with fewer simulations than
 chains take."""
 
+TIMES_WHERE_TRIVIAL = 50
+"""Model runs of the weighed draws over those of the search, where one takes next to no time: as many as chains take."""
+
 NUM_HULL, LEAST_DISTANCE = 2000, 0.1
 """Draws of each kind that say whether targets are out of reach, and least distance at which they are, in standard deviations."""
 
@@ -159,7 +162,8 @@ class Pilot(AbstractStart):
     Attributes:
         num_draws: Effective number of draws to keep, and least number of weighed ones.
         spreads: How near a kept draw must be, in standard deviations.
-        max_simulations: Model runs before giving up, in the search and again for the weighed draws.
+        max_simulations: Model runs before giving up, in the search and again for the weighed draws; fifty times as many for these
+            where one takes next to no time.
         batch: Draws simulated at once.
         or_prior: Begin at the prior, and say so, where nothing near enough is found or the prior is improper; else that is
             an error.
@@ -187,13 +191,21 @@ class Pilot(AbstractStart):
             raise ValueError("Expected a proper prior for pilot draws; this one is improper. Use starts.Gaussian.")
         budget = {"batch": self.batch, "max_simulations": self.max_simulations}
         near = approach(problem, pilot_key, num_draws=self.num_draws, spreads=self.spreads, **budget)
+        most = self.max_simulations * (TIMES_WHERE_TRIVIAL if is_trivial(problem) else 1)
         is_near = near.tolerance <= self.spreads and near.ess >= problem.dim + 1
         begin: Near | None = near
         if not is_near:
             begin = tilt_prior(problem, prior_key, self.num_weighed, **budget) if self.num_weighed else None
         spent = near.num_simulations
         if begin is not None and self.num_weighed:
-            weighed = weigh_draws(problem, jax.random.fold_in(key, 2), begin, num_draws=self.num_weighed, **budget)
+            weighed = weigh_draws(
+                problem,
+                jax.random.fold_in(key, 2),
+                begin,
+                num_draws=self.num_weighed,
+                batch=self.batch,
+                max_simulations=most,
+            )
             if weighed.ess >= self.num_draws:
                 return _weighed_start(problem, weighed, near.num_simulations)
             spent += weighed.num_simulations

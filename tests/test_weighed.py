@@ -11,7 +11,7 @@ import scipy.optimize
 from flowjax.distributions import Normal
 
 import numpyro_epi as epi
-from numpyro_epi import _plan
+from numpyro_epi import _plan, _weighed
 from numpyro_epi._certificate import assess_by_draws
 from numpyro_epi._fresh import measure
 from numpyro_epi._pilot import Near, approach
@@ -111,6 +111,29 @@ def test_noise_is_corrected_for():
     assert abs(found.eta[1] - expected) < 5 * error
     assert_mean(found, (found.draws[:, 0] - 1.0) ** 2, variance, np.sqrt(2) * variance)
     assert abs(found.log_normalizer + 0.5 * (variance + 1.0 - 1.0 - np.log(variance))) < 0.05
+
+
+def test_noise_that_grows_is_averaged_until_fresh_simulations_agree(monkeypatch):
+    """E x and E x^4 of ``x = z + exp(z / 2) e``: with four simulations of each draw the multipliers are (-.45, .034)."""
+    z = np.linspace(-3.0, 3.0, 20_001)
+    columns = np.stack([z, z**4 + 6 * z**2 * np.exp(z) + 3 * np.exp(2 * z)], axis=1)
+    eta = np.array([-0.8, 0.05])
+    weight = np.exp(-columns @ eta)
+    weight /= weight.sum()
+    mean = weight @ columns
+    covariance = (columns - mean).T @ ((columns - mean) * weight[:, None])
+
+    def model():
+        z = numpyro.sample("z", dist.Uniform(-3.0, 3.0))
+        numpyro.deterministic("x", z + jnp.exp(z / 2) * numpyro.sample("e", dist.Normal(0.0, 1.0)))
+
+    targets = [epi.Target(lambda s, n=n: s["x"] ** n, mean=m, name=f"x{n}") for n, m in zip((1, 4), mean, strict=True)]
+    problem = epi.Problem(model, epi.EmergentProperty(*targets), parameters=["z"])
+    found = weighed(problem, max_simulations=8_000_000)
+    assert found.reached
+    assert_multipliers(found, eta, covariance)
+    monkeypatch.setattr(_weighed, "_is_biased", lambda *_: False)
+    assert abs(weighed(problem, max_simulations=8_000_000).eta[0] / eta[0] - 1) > 0.25
 
 
 @pytest.mark.parametrize("base", ["prior", "lebesgue"])
