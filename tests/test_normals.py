@@ -77,3 +77,18 @@ def test_own_units_are_a_fixed_map():
     assert log_det_back == pytest.approx(-np.log(0.5e-3))
     for leaf in jax.tree.leaves(jax.grad(lambda u: jnp.sum(u.inverse_and_log_det(y)[0]))(units)):
         assert np.all(leaf == 0)
+
+
+@pytest.mark.parametrize("seed", [6, 9, 11, 25, 26])
+def test_each_separate_mode_gets_a_normal_of_its_own(seed: int):
+    """Eight on a ring, with unequal shares: from one clustering two of them share a normal with these seeds."""
+    count = 8
+    rng = np.random.default_rng(seed)
+    angles, shares = 2 * np.pi * np.arange(count) / count, rng.dirichlet(np.full(count, 5.0))
+    centres = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    draws = centres[rng.choice(count, size=6000, p=shares)] + 0.05 * rng.normal(size=(6000, 2))
+    found = _normals.fitted(draws, count)
+    nearest = np.argmin(np.linalg.norm(found.centres[:, None] - centres, axis=2), axis=1)
+    assert len(set(nearest)) == count
+    np.testing.assert_allclose(found.spreads, 0.05, rtol=0.15)
+    np.testing.assert_allclose((found.shares / found.shares.sum())[np.argsort(nearest)], shares, atol=0.02)
