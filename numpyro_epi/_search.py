@@ -205,6 +205,8 @@ def _first_normal(problem: Problem, key: Key) -> _Normal:
     """Of the prior's mean and covariance where there is one, else with each coordinate's size."""
     if problem.simulator.has_proper_prior:
         draws = np.asarray(reference_draws(problem, key, NUM_DRAWS), float)
+        # One that is rounded onto a bound is infinite.
+        draws = draws[np.isfinite(draws).all(axis=1)]
         return _weighed(draws, np.full(len(draws), 1 / len(draws)))
     return _Normal(np.zeros(problem.dim), np.diag(np.square(REFERENCE_SCALE * _sizes(problem, key))))
 

@@ -128,6 +128,19 @@ def test_a_rare_event_is_no_tail():
     assert len(_search._without_tails(sample_of(event, event), np.array([0.9])).draws) == 4000
 
 
+def test_a_prior_draw_on_its_bound_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch):
+    """Rounded onto the bound of an interval it is infinite in unconstrained coordinates."""
+    found = _search.reference_draws
+
+    def rounded(problem: epi.Problem, key: jax.Array, count: int) -> jax.Array:
+        return found(problem, key, count).at[3].set(jnp.inf)
+
+    monkeypatch.setattr(_search, "reference_draws", rounded)
+    target = first_two(0.7, 0.1)
+    reference, _ = _search.find_reference(one(dist.Uniform(0.0, 1.0), target, base="lebesgue"), jax.random.key(2))
+    assert reference is not None and np.all(np.isfinite(reference.loc))
+
+
 def test_multipliers_are_looked_for_in_the_spread_that_is_left():
     """E z and E z^2 of a positive number: of the widest draws one or two have all of the spread."""
     z = np.linspace(0.0, 12.0, 200_001)
