@@ -11,20 +11,19 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
 
 from ._arguments import check_bool, check_count, check_instance, check_positive
 from ._certificate import Known
 from ._chain_settings import ChainSettings
-from ._chains import Solved
 from ._pilot import Near, approach, resample
 from ._problem import Problem
 from ._products import compiled
+from ._reach import why_infeasible
 from ._search import UnboundedError
 from ._types import Draws, Key, Metric, Moments, Numbers, PerDraw
 from ._weighed import Weighed, tilt_prior, weigh_draws
 from ._weights import pareto_khat
-from ._work import expensive, has_large_noise, is_trivial, log_base_at, moments_at, reference_moments, solve_by_chains
+from ._work import expensive, has_large_noise, is_trivial, log_base_at, solve_by_chains
 
 __all__ = ["AbstractStart", "Chains", "FirstOf", "Gaussian", "Pilot", "Prior", "Start", "default"]
 
@@ -34,9 +33,6 @@ chains take."""
 
 TIMES_WHERE_TRIVIAL = 50
 """Model runs of the weighed draws over those of the search, where one takes next to no time: as many as chains take."""
-
-NUM_HULL, LEAST_DISTANCE = 2000, 0.1
-"""Draws of each kind that say whether targets are out of reach, and least distance at which they are, in standard deviations."""
 
 
 class Start(NamedTuple):
@@ -284,7 +280,7 @@ class Chains(AbstractStart):
             return Prior()(prior_key, problem)._replace(infeasible=str(unbounded), is_hopeless=True)
         if not solution.settled(problem.target, self.tolerance):
             start = Prior()(prior_key, problem)
-            reason = _why_infeasible(problem, solution, prior_key)
+            reason = why_infeasible(problem, solution, prior_key)
             return start._replace(
                 message=f"The chains did not reach the targets. {start.message}",
                 infeasible=reason,
@@ -371,54 +367,6 @@ def _pilot_for(problem: Problem) -> Pilot:
     if is_trivial(problem):
         return Pilot(or_prior=True, batch=4000, max_simulations=800_000)
     return Pilot(or_prior=True)
-
-
-def _why_infeasible(problem: Problem, solution: Solved, key: Key) -> str | None:
-    """Why no distribution seems to have the property, by draws of the chains that were pushed there and of the reference."""
-    if not problem.simulator.has_proper_prior:
-        # A wide normal may be nowhere near the property.
-        return None
-    draws = solution.draws.reshape(-1, problem.dim)
-    # Measured anew: where multipliers ran off to no number, chains stand the targets in for the moments.
-    pushed = np.asarray(moments_at(problem, key, draws[:: max(1, len(draws) // NUM_HULL)]), float)
-    others = np.asarray(reference_moments(problem, key, NUM_HULL), float)
-    if np.sum(np.isfinite(pushed).all(axis=1)) < NUM_HULL // 10:
-        return None
-    distance = out_of_reach(np.concatenate([pushed, others]), problem)
-    if distance <= LEAST_DISTANCE:
-        return None
-    return (
-        f"No mixture of {len(pushed) + len(others)} draws, half of them pushed to the targets by chains, comes nearer to them "
-        f"than {distance:.2g} standard deviations. Widen a spread, move a target, or widen the prior."
-    )
-
-
-def out_of_reach(moments: Float[np.ndarray, "N M"], problem: Problem) -> float:
-    """How far the targets are from every mean that a weighting of these draws can have, in units of their scale.
-
-    Args:
-        moments: ``T`` of draws that were pushed towards the targets, and of others.
-        problem: The question.
-
-    Returns:
-        The least largest deviation; zero where the targets are a weighted mean.
-    """
-    # It takes longer to import than most of the package.
-    import scipy.optimize
-
-    moments = moments[np.isfinite(moments).all(axis=1)]
-    if len(moments) == 0:
-        return np.inf
-    scale = np.maximum(problem.scale(moments.std(axis=0)), np.finfo(np.float32).tiny)
-    away = ((moments - problem.target) / scale).T
-    count, size = away.shape[1], away.shape[0]
-    # Weights and the deviation t: |sum of weights away| <= t.
-    bound = np.block([[away, -np.ones((size, 1))], [-away, -np.ones((size, 1))]])
-    total = np.append(np.ones(count), 0.0)[None]
-    found = scipy.optimize.linprog(
-        np.append(np.zeros(count), 1.0), A_ub=bound, b_ub=np.zeros(2 * size), A_eq=total, b_eq=[1.0], method="highs"
-    )
-    return float(found.x[-1]) if found.success else 0.0
 
 
 def _prior_draws(key: Key, problem: Problem, num_draws: int) -> Draws:

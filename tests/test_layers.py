@@ -55,6 +55,7 @@ LAYERS = (
         "_weighed",
         "_search",
         "_work",
+        "_reach",
         "_ladder",
         "_dual_weights",
         "_dual_chains",
