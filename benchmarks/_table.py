@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import numpyro_epi as epi
     from numpyro_epi._outcome import Verdict
 
+ROOT = Path(__file__).resolve().parents[1]
+
 
 def write_row(table: TextIO, cells: tuple[str, ...]) -> None:
     """Add one row."""
@@ -63,16 +65,27 @@ def provenance() -> tuple[str, str]:
     """Cells that say which code made a row, and where."""
     import jax
 
-    return commit(), f"{platform.node()}, {jax.devices()[0].device_kind}"
+    return CODE, f"{platform.node()}, {jax.devices()[0].device_kind}"
 
 
 def commit() -> str:
-    """Short hash of the code that makes a row: a table may be made in parts."""
+    """Short hash of the code that makes a row, with a plus where the package was changed after it.
+
+    A table may be made in parts.
+    """
     if shutil.which("git") is None:
         return "-"
-    command = ["git", "rev-parse", "--short", "HEAD"]
-    found = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or "-"
+
+    def said(*words: str) -> str:
+        found = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+
+    changed = "+" if said("status", "--porcelain", "--", "numpyro_epi") else ""
+    return f"{said('rev-parse', '--short', 'HEAD') or '-'}{changed}"
+
+
+CODE = commit()
+"""When this process began: a commit during a long run is not what runs."""
 
 
 def peak_gigabytes() -> float:

@@ -19,9 +19,9 @@ EM_STEPS, MOST_DRAWS = 30, 8000
 .05 nats less likely."""
 
 NUM_CLUSTERINGS, FIRST_STEPS, FEWER, FEWEST_DRAWS = 16, 10, 4, 100
-"""Beginnings that are tried, on one draw in so many where that leaves enough for each normal, and steps after which the likeliest
-goes on. From a single one, two of eight
-modes on a ring may share a normal while another has two: a guide began .5 nats away, and ended .11."""
+"""Beginnings that are tried, steps after which the likeliest goes on, the part of the draws that these steps see, one in so many,
+and the fewest for each normal. From a single beginning, two of eight modes on a ring may share a normal while another has two: a
+guide began .5 nats away, and ended .11."""
 
 LEAST_SPREAD = 1e-5
 """Of a normal, in standard deviations of all draws: at 1e-3, seven needles as thin and thinner in one dimension lost .35 nats."""
@@ -101,9 +101,9 @@ class Normals(NamedTuple):
 def fitted(draws: Float[np.ndarray, "N D"], count: int) -> Normals:
     """A mixture that is likely near clusters of standardised draws: each separate mode gets some normals of its own."""
     draws = draws[:: -(-len(draws) // MOST_DRAWS)]
-    some = draws[::FEWER] if len(draws) >= FEWER * FEWEST_DRAWS * count else draws
+    some = draws[:: max(1, len(draws) // max(len(draws) // FEWER, FEWEST_DRAWS * count))]
     tried = (_after(FIRST_STEPS, _clustered(some, count, seed), some) for seed in range(NUM_CLUSTERINGS))
-    found = max(tried, key=lambda each: np.nan_to_num(each.log_density(some).mean(), nan=-np.inf))
+    found = max(tried, key=lambda each: np.nan_to_num(each.log_density(draws).mean(), nan=-np.inf))
     return _after(EM_STEPS - FIRST_STEPS, found, draws)
 
 

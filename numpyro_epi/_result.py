@@ -78,9 +78,9 @@ class Result(eqx.Module):
 
     @property
     def num_simulations(self) -> int | None:
-        """Model runs of the start, of the steps and of the certificate; ``None`` in files of releases that did not count them.
+        """Model runs of the start, the steps and the certificate; ``None`` in files of releases that did not count them.
 
-        The fresh draws by which the run was looked at on its way are not counted.
+        Not counted are the fresh draws and certificates by which a run is looked at on its way, and attempts that were given up.
         """
         return self.settings.get("num_simulations")
 

@@ -91,7 +91,7 @@ def find_reference(problem: Problem, key: Key) -> tuple[Reference | None, int]:
     found, arrived = None, False
     for number in range(MOST_ROUNDS):
         sample = _simulate(problem, jax.random.fold_in(key, number), normal)
-        sample = _without_tails(sample, problem.target) if len(sample.draws) else sample
+        sample = _without_tails(problem, sample) if len(sample.draws) else sample
         nearer = _nearer(problem, sample, last) if len(sample.draws) >= LEAST_WORTH * NUM_DRAWS else None
         if nearer is None:
             break
@@ -188,17 +188,20 @@ def _measured(
     return log_base, moments
 
 
-def _without_tails(sample: _Sample, target: Float[np.ndarray, " M"]) -> _Sample:
+def _without_tails(problem: Problem, sample: _Sample) -> _Sample:
     """Without draws in the far tails of a statistic, such as exponentials of draws of far too wide a normal.
 
-    A few of them have all of its mean and spread, and say nothing of where the others have to go. Once the normal is narrow
-    enough nothing is left out.
+    A few of them have all of its mean and spread, and say nothing of where the others have to go. A statistic that has one value
+    at most draws, as an event's, has no tails.
     """
+    target = problem.target
     low, middle, high = np.quantile(sample.moments, (1 / 6, 0.5, 5 / 6), axis=0)
-    furthest = LONG * np.maximum(0.5 * (high - low), np.abs(middle - target))
+    widths = (0.5 * (high - low), np.abs(middle - target), problem.scale(np.zeros(len(target))))
+    furthest = np.where(high > low, LONG * np.maximum.reduce(widths), np.inf)
     is_far = np.abs(sample.moments - target) > furthest
     is_left = ~np.any(is_far[:, np.mean(is_far, axis=0) > OFTEN], axis=1)
-    return _Sample(*(each[is_left] for each in sample)) if np.mean(is_left) > LEAST_LEFT else sample
+    least = max(LEAST_LEFT * len(is_left), LEAST_WORTH * NUM_DRAWS)
+    return _Sample(*(each[is_left] for each in sample)) if np.sum(is_left) > least else sample
 
 
 def _first_normal(problem: Problem, key: Key) -> _Normal:

@@ -35,12 +35,18 @@ from ._types import Draws, Key, PerDraw
 from ._weights import Tilt, tilt
 
 NUM_SIMULATIONS, MOST_SIMULATIONS, MAX_NOISE = 4, 32, 0.1
-"""Simulations of each draw at first and at most; in between as many as keep the variance of ``eta . T``'s noise below the third,
-nats^2: its correction has errors of its own, which moved the multipliers of V1 by a tenth at twice that."""
+"""Simulations of each draw at first; as many as keep the variance of ``eta . T``'s noise below the third, nats^2, and at most the
+second for its sake: its correction has errors of its own, which moved the multipliers of V1 by a tenth at twice that."""
 
-MORE_WHERE_BIASED, MOST_WHERE_BIASED, LEAST_OFF, STANDARD_ERRORS = 16, 1024, 0.025, 4.0
+MOST_TOGETHER = 250
+"""Simulations at once: one may hold much."""
+
+MORE_WHERE_BIASED, MOST_WHERE_BIASED, LEAST_OFF, STANDARD_ERRORS = 16, MOST_TOGETHER, 0.025, 4.0
 """Times as many simulations of each draw, and most of them, where means of fresh ones are off by so much, in units of their scale
 and in standard errors. The third is half of the default tolerance."""
+
+LEAST_OF_WANTED = 0.25
+"""Least share of the wanted draws' number with which draws of more simulations stand in for those of fewer."""
 
 FRESH_SHARE, MOST_FRESH = 0.02, 20_000
 """Fresh simulations that tell, as a share of all that may be run, and their largest number."""
@@ -49,11 +55,8 @@ FEW_PER_DIM = 3.0
 """Effective draws, for each parameter, of a tilt of prior draws that later rounds may begin around."""
 
 MAX_ROUNDS, ROUNDS_AGAIN = 20, 4
-"""Most rounds, since every draw is compared with every round's proposal, so that work grows with their square; and as many as
-have to be affordable with more simulations of each draw."""
-
-MOST_TOGETHER = 250
-"""Simulations at once: one may hold much."""
+"""Most rounds, since every draw is compared with every round's proposal, so that work grows with their square; and rounds that
+must still be affordable with more simulations of each draw."""
 
 
 class Weighed(NamedTuple):
@@ -134,6 +137,7 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
     proposals: list[Proposal] = []
     rounds: list[_Round] = []
     enough = ENOUGH_PER_DIM * problem.dim
+    fewer: tuple[_Round, Float[np.ndarray, " N"], Tilt] | None = None
     while len(rounds) < MAX_ROUNDS and spent + batch * simulations <= max_simulations:
         usable = np.isfinite(before) & np.isfinite(found.log_weight)
         if np.sum(usable) <= problem.dim + 1:
@@ -148,18 +152,33 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         before = pooled.log_weight()
         found = pooled.tilted(before, problem)
         exponent_noise = np.exp(found.log_weight) @ ((pooled.noise @ found.eta) @ found.eta)
-        worth = effective(found.log_weight)
-        if worth > enough and exponent_noise > MAX_NOISE and simulations < MOST_SIMULATIONS:
-            # Anew from here: what was simulated too seldom would bias the rest.
-            simulations = min(math.ceil(1.2 * simulations * exponent_noise / MAX_NOISE), MOST_SIMULATIONS)
-            proposals, rounds = [], []
-        elif worth >= num_draws:
-            affordable = (max_simulations - spent) // (ROUNDS_AGAIN * batch)
-            more = min(MORE_WHERE_BIASED * simulations, MOST_WHERE_BIASED, affordable)
-            is_worth_it = is_noisy and more >= 2 * simulations
-            if not (is_worth_it and _is_biased(problem, next(keys), pooled, found.log_weight, max_simulations)):
+        worth = effective(found.log_weight) if np.any(np.isfinite(found.log_weight)) else 0.0
+        left = (max_simulations - spent) // batch
+        more, count = simulations, 0
+        if worth > enough and exponent_noise > MAX_NOISE:
+            wanted = math.ceil(1.2 * simulations * exponent_noise / MAX_NOISE)
+            more = max(simulations, min(wanted, MOST_SIMULATIONS, left // 2))
+        if more == simulations and worth >= num_draws:
+            most = min(MORE_WHERE_BIASED * simulations, MOST_WHERE_BIASED, left // ROUNDS_AGAIN) if is_noisy else 1
+            count = min(int(FRESH_SHARE * max_simulations), MOST_FRESH) if most >= 2 * simulations else 0
+            spent += count
+            if not (count and _is_biased(problem, next(keys), pooled, found.log_weight, count)):
                 break
-            simulations, proposals, rounds = more, [], []
+            more = most
+        if more > simulations:
+            # Anew from here: what was simulated too seldom would bias the rest.
+            fewer, simulations, proposals, rounds = (pooled, before, found), more, [], []
+    found = found._replace(reached=found.reached and len(rounds) > 0)
+    if fewer is not None:
+        least = min(LEAST_OF_WANTED * num_draws, effective(fewer[2].log_weight))
+        if not (found.reached and effective(found.log_weight) >= least):
+            # Where simulations fail now and then, hardly a draw is left of which none of many fails.
+            pooled, before, found = fewer
+    return _weighed(pooled, before, found, spent)
+
+
+def _weighed(pooled: _Round, before: Float[np.ndarray, " N"], found: Tilt, spent: int) -> Weighed:
+    """What draws that have a mass are."""
     kept = np.isfinite(found.log_weight)
     log_mean = scipy.special.logsumexp(before) - math.log(len(before))
     return Weighed(
@@ -171,19 +190,18 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         eta=found.eta,
         log_density=pooled.log_base[kept] + found.log_weight[kept] - before[kept] + math.log(len(before)),
         log_normalizer=found.log_normalizer + log_mean,
-        reached=found.reached and len(rounds) > 0,
+        reached=found.reached,
         num_simulations=spent,
     )
 
 
-def _is_biased(problem: Problem, key: Key, pooled: _Round, log_weight: Float[np.ndarray, " N"], most: int) -> bool:
-    """Whether fresh simulations of the draws have other means than the targets.
+def _is_biased(problem: Problem, key: Key, pooled: _Round, log_weight: Float[np.ndarray, " N"], count: int) -> bool:
+    """Whether so many fresh simulations of the draws have other means than the targets.
 
     Noise that is far from normal, and grows with a parameter, favours the wrong draws: those whose few simulations happened to be
     small have a small mean and a small variance at once, and gain more weight than the correction takes away.
     """
     pick_key, noise_key = jax.random.split(key)
-    count = min(int(FRESH_SHARE * most), MOST_FRESH)
     usable = np.isfinite(log_weight)
     weight = np.exp(log_weight[usable])
     rows = np.asarray(jax.random.choice(pick_key, len(weight), (count,), p=jnp.asarray(weight)))

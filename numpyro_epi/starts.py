@@ -190,9 +190,10 @@ class Pilot(AbstractStart):
         most = self.max_simulations * (TIMES_WHERE_TRIVIAL if is_trivial(problem) else 1)
         is_near = near.tolerance <= self.spreads and near.ess >= problem.dim + 1
         begin: Near | None = near
+        spent = near.num_simulations
         if not is_near:
             begin = tilt_prior(problem, prior_key, self.num_weighed, **budget) if self.num_weighed else None
-        spent = near.num_simulations
+            spent += max(1, self.max_simulations // self.batch) * self.batch if self.num_weighed else 0
         if begin is not None and self.num_weighed:
             weighed = weigh_draws(
                 problem,
@@ -203,7 +204,7 @@ class Pilot(AbstractStart):
                 max_simulations=most,
             )
             if weighed.ess >= self.num_draws:
-                return _weighed_start(problem, weighed, near.num_simulations)
+                return _weighed_start(problem, weighed, spent)
             spent += weighed.num_simulations
         if not is_near:
             found = (
@@ -330,7 +331,7 @@ class FirstOf(AbstractStart):
         for number, option in enumerate(self.options):
             found.append(option(jax.random.fold_in(key, number), problem))
             if found[-1].is_hopeless:
-                return found[-1]
+                return found[-1]._replace(num_simulations=sum(start.num_simulations for start in found))
             if found[-1].eta is not None:
                 break
         # Draws near the property are nearer than the prior.

@@ -27,6 +27,9 @@ SLOW = tuple(
 )
 
 
+LIGHT = epi.flows.Elementwise(num_stages=1, transformer=epi.flows.affine())
+
+
 @pytest.fixture(scope="module")
 def oscillator():
     """The paper's oscillator, fitted and held against the exact solution."""
@@ -135,8 +138,7 @@ def small_problem(statistic=lambda sites: sites["z"], *, mean=0.3, std=None, mod
 
 def short_fit(problem, **options):
     """A run with a flow that compiles quickly."""
-    light = epi.flows.Elementwise(num_stages=1, transformer=epi.flows.affine())
-    given = {"max_steps": 50, "start": epi.starts.Prior(), "flow": light, "progress": False, **options}
+    given = {"max_steps": 50, "start": epi.starts.Prior(), "flow": LIGHT, "progress": False, **options}
     return epi.fit(jax.random.key(0), problem, **given)
 
 
@@ -171,7 +173,7 @@ class Spent(epi.starts.AbstractStart):
 
 
 @pytest.mark.parametrize("certify", [True, False])
-def test_simulations_of_all_parts_are_counted(certify):
+def test_simulations_of_all_parts_are_counted(certify, tmp_path):
     """Of every start that was tried, of the steps and of the certificate; also after it was written to a file."""
     start = epi.starts.FirstOf((Spent(500, False), Spent(1000, True)))
     result = short_fit(small_problem(), start=start, max_steps=25, num_draws=30, certify=certify)
@@ -179,6 +181,8 @@ def test_simulations_of_all_parts_are_counted(certify):
     assert (of_certificate > 0) == certify
     assert result.num_simulations == 1500 + result.settings["steps"] * 30 + of_certificate
     assert f"{result.num_simulations:.1e} simulations" in str(result)
+    result.save(tmp_path / "fit.nc")
+    assert epi.load(tmp_path / "fit.nc", small_problem(), flow=LIGHT).num_simulations == result.num_simulations
 
 
 def test_model_that_is_never_finite_is_reported():

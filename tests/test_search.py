@@ -116,16 +116,26 @@ def test_draws_in_far_tails_are_left_out_whole(spread: float, is_cut: bool):
     """Cut by the statistic, a mean and a mean square would be those of different numbers, which no distribution has."""
     u = spread * np.random.default_rng(22).normal(size=4000)
     whole = sample_of(u, np.exp(u), np.exp(2 * u))
-    left = _search._without_tails(whole, np.array([3.0, 10.0]))
+    problem = positive(first_two(3.0, 1.0), dim=1)
+    left = _search._without_tails(problem, whole)
     assert (len(left.draws) < 4000) == is_cut
     assert np.exp(left.draws.max()) < (1e3 * np.exp(spread) if is_cut else np.inf)
     np.testing.assert_array_equal(left.moments[:, 0], np.exp(left.draws[:, 0]))
     assert len(left.draws) > 3000
 
 
-def test_a_rare_event_is_no_tail():
+@pytest.mark.parametrize("target", [0.9, 0.005, 0.0])
+def test_a_rare_event_is_no_tail(target: float):
     event = (np.arange(4000) % 20 == 0).astype(float)
-    assert len(_search._without_tails(sample_of(event, event), np.array([0.9])).draws) == 4000
+    problem = one(dist.Normal(0.0, 1.0), epi.Target(lambda sites: 1.0 * (sites["z"] > 2.0), mean=target, name="event"))
+    assert len(_search._without_tails(problem, sample_of(event, event)).draws) == 4000
+
+
+def test_a_statistic_that_is_mostly_at_its_target_is_searched_for():
+    """As one with a dead zone, of which two draws in three have the target itself."""
+    dead = epi.Target(lambda s: jnp.sign(s["z"]) * jnp.maximum(jnp.abs(s["z"]) - 1.0, 0.0), mean=0.0, std=0.5, name="t")
+    problem = one(dist.Normal(0.0, 1.0), dead, base="lebesgue")
+    assert _search.find_reference(problem, jax.random.key(0))[0] is not None
 
 
 def test_a_prior_draw_on_its_bound_does_not_end_the_search(monkeypatch: pytest.MonkeyPatch):

@@ -132,8 +132,24 @@ def test_noise_that_grows_is_averaged_until_fresh_simulations_agree(monkeypatch)
     found = weighed(problem, max_simulations=8_000_000)
     assert found.reached
     assert_multipliers(found, eta, covariance)
-    monkeypatch.setattr(_weighed, "_is_biased", lambda *_: False)
+    checks = []
+    monkeypatch.setattr(_weighed, "_is_biased", lambda *given: bool(checks.append(given)))
     assert abs(weighed(problem, max_simulations=8_000_000).eta[0] / eta[0] - 1) > 0.25
+
+
+def test_draws_are_kept_where_none_of_many_simulations_succeeds(monkeypatch):
+    """One simulation in five fails: of 64 of a draw at least one does."""
+
+    def model():
+        x = numpyro.sample("x", dist.Normal(0.0, 1.0))
+        e, fails = numpyro.sample("e", dist.Normal(0.0, 0.1)), numpyro.sample("fails", dist.Uniform(0.0, 1.0))
+        numpyro.deterministic("seen", jnp.where(fails < 0.2, jnp.nan, x + e))
+
+    monkeypatch.setattr(_weighed, "_is_biased", lambda *_: True)
+    problem = problem_of(model, lambda s: s["seen"], 1.0, 0.5, parameters=("x",))
+    found = weighed(problem, max_simulations=2_000_000, num_draws=2000)
+    assert found.reached and found.ess >= 2000
+    assert_mean(found, found.draws[:, 0], 1.0, 0.5)
 
 
 @pytest.mark.parametrize("base", ["prior", "lebesgue"])
