@@ -1,11 +1,14 @@
 """The random exact problems: the same from the same seed, fair, varied, and their answers right by independent routes."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from oracles import hard
 from oracles.importance import sample
 from oracles.strangers import FAMILIES, exact_kl, strangers
 
@@ -161,3 +164,16 @@ def test_exact_kl_is_that_of_a_closed_form():
     np.testing.assert_allclose(stranger.log_density({"z": draws}), itself, rtol=1e-9, atol=1e-9)
     draws[:100] = -1.0
     assert exact_kl(stranger, {"z": draws}, log_q)[0] == np.inf
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_normaliser_of_a_bump_is_that_of_the_whole_box(seed: int):
+    """By quadrature of the box: a ball as wide as the box once had a score in its corners that nobody counted."""
+    stranger = hard.bump(np.random.default_rng(seed))
+    dim = stranger.problem.dim
+    bound = 0.5 * math.exp(-stranger.log_base({"z": np.zeros((1, dim))})[0] / dim)
+    nodes, weights = np.polynomial.legendre.leggauss({2: 600, 3: 120}[dim])
+    z = bound * np.stack(np.meshgrid(*[nodes] * dim, indexing="ij"), axis=-1).reshape(-1, dim)
+    mass = np.prod(np.stack(np.meshgrid(*[weights / 2] * dim, indexing="ij"), axis=-1).reshape(-1, dim), axis=1)
+    log_normalizer = math.log(mass @ np.exp(-stranger.moments({"z": z}) @ stranger.eta))
+    assert abs(log_normalizer - stranger.log_normalizer) < 1e-4

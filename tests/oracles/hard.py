@@ -67,13 +67,19 @@ def needles(rng: np.random.Generator) -> Stranger:
     )
 
 
+REACH = 7.0
+"""Widths of a ball beyond which its score is counted as zero: it is 2e-11 there."""
+
+
 def bump(rng: np.random.Generator) -> Stranger:
     """A score that is one in a small ball of a box and zero elsewhere, with a mean between: a hole in a plateau."""
     dim, bound = int(rng.integers(2, 4)), 10 ** rng.uniform(-1, 2)
     fraction, wanted = 10 ** rng.uniform(-3, -1), rng.uniform(0.3, 0.8)
+    # A wider one would have a score in the corners of the box too, where the quadrature has none.
+    fraction = min(fraction, (math.sqrt(2 * math.pi) / (2 * REACH)) ** dim)
     width = 2 * bound * fraction ** (1 / dim) / math.sqrt(2 * math.pi)
-    center = rng.uniform(-1, 1, dim) * max(bound - 7 * width, 0.0)
-    reach = min(7 * width, bound - np.max(np.abs(center)))
+    center = rng.uniform(-1, 1, dim) * (bound - REACH * width)
+    reach = REACH * width
     r, log_weight = gauss(0.0, reach, 200)
     area = math.log(2 * math.pi ** (dim / 2)) - scipy.special.gammaln(dim / 2)
     log_weight = log_weight + area + (dim - 1) * np.log(r) - dim * math.log(2 * bound)
