@@ -183,3 +183,14 @@ def test_draws_weigh_less_where_a_flow_learns_them():
     assert _plan.anchor_weight(many, 4) == 1.0
     assert _plan.anchor_weight(few, 4) == pytest.approx(0.1)
     assert _plan.anchor_weight(many, 12) == pytest.approx(0.25)
+
+
+def test_an_outline_that_misses_a_rare_mode_is_not_taken_for_as_good():
+    """The mode's draws are in two rows of twenty, where the simpler outline is three nats short; elsewhere they are alike."""
+    rng = np.random.default_rng(91)
+    simple = rng.normal(size=2000)
+    better = simple + 0.01 * rng.normal(size=2000)
+    better[400:600] += 3.0
+    assert _begin._simplest(np.stack([simple, better])) == 1
+    noisy = simple + 0.3 * np.repeat(rng.normal(size=20), 100)
+    assert _begin._simplest(np.stack([simple, noisy])) == 0
