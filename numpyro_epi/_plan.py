@@ -85,7 +85,7 @@ MORE = 4
 """Times as many batches where a verdict's interval crosses the tolerance that its mean is within."""
 
 
-KEPT_OF_START = (*("fit_draws", "message", "log_normalizer", "infeasible", "ess", "times_solved", "num_simulations"),)
+KEPT_OF_START = ("fit_draws", "message", "log_normalizer", "infeasible", "ess", "times_solved", "num_simulations")
 """Numbers and words of a start that a checkpoint holds beside its arrays."""
 
 
@@ -371,7 +371,9 @@ class Plan(NamedTuple):
             return None
 
         certificate = stop.unless_stopped(certified, None)
-        if certificate is not None and not (begin.known and certificate.num_simulations == begin.known.num_simulations):
+        # A certificate by the start's own draws says what these took.
+        of_start = 0 if begin.known is None else begin.known.num_simulations
+        if certificate is not None and certificate.num_simulations != of_start:
             simulations += certificate.num_simulations
         if begin.eta is None and certificate is not None and certificate.tilted:
             # Weights correct for what the guide misses of the solution, which its regression on the statistics does not; but

@@ -125,7 +125,7 @@ def _multipliers(problem: Problem, key: Key, normal: _Normal) -> tuple[float, ..
     """By more draws, some of them wider, all weighed by the mixture's density.
 
     A small error may take the normaliser away from a density that the normal no longer holds together, and where statistics are
-    nearly collinear errors are large: a square's multiplier comes out as negative. Draws of its tails tell.
+    nearly collinear errors are large: a square's multiplier comes out as negative. Draws far out show that it is not.
     """
     keys = [jax.random.fold_in(key, number) for number in range(len(WIDTHS))]
     samples = [_simulate(problem, *each) for each in zip(keys, repeat(normal), WIDTHS)]

@@ -46,10 +46,10 @@ MORE_WHERE_BIASED, MOST_WHERE_BIASED, LEAST_OFF, STANDARD_ERRORS = 16, MOST_TOGE
 and in standard errors. The third is half of the default tolerance."""
 
 LEAST_OF_WANTED = 0.25
-"""Least share of the wanted draws' number with which draws of more simulations stand in for those of fewer."""
+"""Share of the wanted number that draws with more simulations each have to be worth, to be preferred to those with fewer."""
 
 FRESH_SHARE, MOST_FRESH = 0.02, 20_000
-"""Fresh simulations that tell, as a share of all that may be run, and their largest number."""
+"""Fresh simulations that the draws are checked by: as a share of all that may be run, and at most."""
 
 FEW_PER_DIM = 3.0
 """Effective draws, for each parameter, of a tilt of prior draws that later rounds may begin around."""
@@ -172,13 +172,13 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
     if fewer is not None:
         least = min(LEAST_OF_WANTED * num_draws, effective(fewer[2].log_weight))
         if not (found.reached and effective(found.log_weight) >= least):
-            # Where simulations fail now and then, hardly a draw is left of which none of many fails.
+            # Where simulations fail now and then, many of one draw hardly ever all succeed.
             pooled, before, found = fewer
     return _weighed(pooled, before, found, spent)
 
 
 def _weighed(pooled: _Round, before: Float[np.ndarray, " N"], found: Tilt, spent: int) -> Weighed:
-    """What draws that have a mass are."""
+    """The draws that have any mass, with their weights and the solution's density at them."""
     kept = np.isfinite(found.log_weight)
     log_mean = scipy.special.logsumexp(before) - math.log(len(before))
     return Weighed(
