@@ -15,6 +15,7 @@ from problems import EXACT, angular_frequency, exact_kl, growth_rate, multiplier
 
 import numpyro_epi as epi
 from numpyro_epi import _plan
+from numpyro_epi._certificate import Known
 from numpyro_epi._work import moments_at
 
 QUICK = ("gaussian_2",)
@@ -183,6 +184,30 @@ def test_simulations_of_all_parts_are_counted(certify, tmp_path):
     assert f"{result.num_simulations:.1e} simulations" in str(result)
     result.save(tmp_path / "fit.nc")
     assert epi.load(tmp_path / "fit.nc", small_problem(), flow=LIGHT).num_simulations == result.num_simulations
+
+
+class Weighed(epi.starts.AbstractStart):
+    """Draws that were weighed to the solution, with as many simulations as anybody could want."""
+
+    def __call__(self, key, problem):
+        draws = jax.random.normal(key, (500, 1))
+        known = Known(np.zeros(500), 0.0, 500.0, 0.1, 10**9)
+        return epi.starts.Start(draws, False, jnp.ones(1), "Weighed.", known=known, num_simulations=10**9)
+
+
+@pytest.mark.parametrize("is_noisy", [True, False])
+def test_under_noise_the_start_s_own_draws_certify(is_noisy):
+    """Those of a certificate are simulated sixteen times each, too seldom for noise that is far from normal."""
+
+    def model():
+        z = numpyro.sample("z", dist.Uniform(0.0, 1.0))
+        numpyro.deterministic("y", z * jnp.exp(numpyro.sample("e", dist.Normal(0.0, 0.5))) if is_noisy else z)
+
+    problem = epi.Problem(
+        model, epi.EmergentProperty(epi.Target(lambda s: s["y"], mean=0.5, name="y")), parameters=["z"]
+    )
+    result = short_fit(problem, start=Weighed(), max_steps=25)
+    assert (result.certificate.num_simulations == 10**9) == is_noisy
 
 
 def test_model_that_is_never_finite_is_reported():

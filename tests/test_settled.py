@@ -178,3 +178,15 @@ def test_another_attempt_is_judged_by_draws_of_its_own(monkeypatch):
     epi.fit(jr.key(0), problem, flow=flow, start=Known(), max_gap=1e-9, max_steps=40, progress=False)
     assert calls["judged"] >= _plan.MOST_ATTEMPTS
     assert calls["pool_of"] == calls["judged"] - 1
+
+
+@pytest.mark.parametrize("times_solved", [0, 1])
+def test_chains_that_were_off_are_no_bridge(times_solved, monkeypatch):
+    """Once the dual was solved again their shares are known to be wrong; the draws are others than before too."""
+    asked = []
+    monkeypatch.setattr(_settled, "pooled", lambda key, *_, **given: asked.append((key, given["may_bridge"])))
+    begin = starts.Start(jnp.zeros((4, 1)), True, jnp.zeros(1), "", times_solved=times_solved)
+    _settled.pool_of(jr.key(3), None, None, begin)
+    ((key, may_bridge),) = asked
+    assert may_bridge == (times_solved == 0)
+    assert key == jr.fold_in(jr.key(3), times_solved)
