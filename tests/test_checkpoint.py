@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ import optax
 import pytest
 
 import numpyro_epi as epi
-from numpyro_epi import ChainSettings, _checkpoint, _chunks, _journal, _plan, _stop
+from numpyro_epi import ChainSettings, _checkpoint, _chunks, _fit, _journal, _plan, _stop
 from numpyro_epi._method import Method
 
 KEY = jax.random.key(3)
@@ -558,3 +559,16 @@ def test_a_run_in_a_thread_needs_no_signals(whole):
     thread.start()
     thread.join()
     assert_same(found[0], whole)
+
+
+def test_a_start_comes_back_whole():
+    """All that a checkpoint holds of one: numbers and words by name, arrays beside them."""
+    arrays = ("draws", "eta", "covariance", "independent", "log_density")
+    numbers = {"fit_draws": True, "message": "here", "log_normalizer": -1.5, "infeasible": None, "ess": 7.0}
+    numbers |= {"times_solved": 1, "num_simulations": 12}
+    assert set(numbers) == set(_plan.KEPT_OF_START)
+    kept = {f"begin.{name}": np.full(2, number, np.float32) for number, name in enumerate(arrays)}
+    found = _fit._begun(_checkpoint.Saved({"begin": numbers}, kept, Path("run.ckpt")))
+    assert {name: getattr(found, name) for name in numbers} == numbers
+    for name in arrays:
+        np.testing.assert_array_equal(getattr(found, name), kept[f"begin.{name}"])
