@@ -209,12 +209,12 @@ def assess_by_draws(
         known: What is known of it.
     """
     log_guide = np.asarray(_log_density(flow, draws), float)
-    # As if the errors of entropy and means were independent: they mostly cancel.
-    own = verdict.entropy_standard_error**2 + np.sum(np.square(eta * verdict.standard_error))
+    direction = np.append(eta, -1.0)
+    own = direction @ verdict.covariance @ direction
     found = Certificate(
         upper_bound=known.log_normalizer,
         gap=known.log_normalizer - verdict.base_entropy + float(eta @ (verdict.mean - problem.target)),
-        standard_error=math.sqrt(own + 1.0 / known.ess),
+        standard_error=math.sqrt(max(own, 0.0) + 1.0 / known.ess),
         eta=eta,
         ess=known.ess,
         khat=known.khat,

@@ -45,6 +45,7 @@ class Measured(NamedTuple):
         scale: Unit of deviations from the targets, shape [M]; see `Problem.scale`.
         heavy_tailed: Whether so few draws make so much of a moment's standard deviation that it is no measure of its
             spread, shape [M].
+        error_covariance: Of the errors of ``mean`` and ``base_entropy`` together, shape [M + 1, M + 1].
     """
 
     mean: Float[np.ndarray, " M"]
@@ -59,6 +60,7 @@ class Measured(NamedTuple):
     num_draws: int
     scale: Float[np.ndarray, " M"]
     heavy_tailed: Bool[np.ndarray, " M"]
+    error_covariance: Float[np.ndarray, "M+1 M+1"]
 
     def verdict(self) -> Verdict:
         """The part that is judged and reported."""
@@ -75,6 +77,7 @@ class Measured(NamedTuple):
             finite_share=self.finite_share,
             num_draws=self.num_draws,
             heavy_tailed=self.heavy_tailed,
+            covariance=self.error_covariance,
         )
 
     def multipliers(self, target: Float[np.ndarray, " M"]) -> tuple[Float[np.ndarray, " M"], float]:
@@ -124,20 +127,24 @@ def measure(problem: Problem, flow: AbstractDistribution, key: Key, num_batches:
     width = np.median(np.nan_to_num(widths), axis=0)
     most = np.where(width > 0, MOST_SPREAD * width / NORMAL_WIDTH, np.inf)
     # The same for every draw, unlike the rest: as the variance that would give it.
-    share_error = float(flow.log_share_error) if isinstance(flow, Conditioned) and total else 0.0
+    share_variance = total * float(flow.log_share_error) ** 2 if isinstance(flow, Conditioned) and total else 0.0
+    slope = 0.5 * (covariance[first, -1] + covariance[again, -1])
+    relative = [[covariance[-1, -1] + share_variance]]
+    errors = np.block([[0.5 * (pooled + shared), -slope[:, None]], [-slope[None], np.array(relative)]])
     return Measured(
         mean=0.5 * (mean[first] + mean[again]) + problem.target,
         covariance=pooled,
         shared_covariance=shared,
-        slope=0.5 * (covariance[first, -1] + covariance[again, -1]),
+        slope=slope,
         relative_variance=covariance[-1, -1],
         entropy=-mean[-2],
-        entropy_variance=covariance[-2, -2] + total * share_error**2,
+        entropy_variance=covariance[-2, -2] + share_variance,
         base_entropy=-mean[-1],
         finite_share=total / (num_batches * num_draws),
         num_draws=num_batches * num_draws,
         scale=problem.scale(np.minimum(own, most)),
         heavy_tailed=own > most,
+        error_covariance=errors / max(total, 1.0),
     )
 
 

@@ -59,6 +59,8 @@ class Verdict(NamedTuple):
         num_draws: Fresh draws used.
         heavy_tailed: Which moments have a standard deviation that few draws make, shape [M]; their scale is that of the
             other draws. ``None`` where it was not looked at.
+        covariance: Of the errors of ``mean`` and ``base_entropy`` together, shape [M + 1, M + 1]: those of one guide's draws
+            mostly cancel in ``eta . mean - base_entropy``. ``None`` where it was not looked at.
     """
 
     mean: Float[np.ndarray, " M"]
@@ -70,6 +72,7 @@ class Verdict(NamedTuple):
     finite_share: float
     num_draws: int
     heavy_tailed: Bool[np.ndarray, " M"] | None = None
+    covariance: Float[np.ndarray, "M+1 M+1"] | None = None
 
     def violation(self, target: Float[np.ndarray, " M"]) -> Float[np.ndarray, " M"]:
         """``(E[T] - target) / scale``; infinite where a moment off its target does not vary."""

@@ -40,9 +40,9 @@ def save(
     key = jax.random.fold_in(key_from_text(result.seed), 7)
     groups, attrs = result_groups(result, key=key)
     groups[FLOW_GROUP] = _flow_dataset(result.flow)
-    groups[VERDICT_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.verdict._asdict().items() if v is not None})
+    groups[VERDICT_GROUP] = _dataset(result.verdict)
     if result.certificate is not None:
-        groups[CERTIFICATE_GROUP] = xr.Dataset({f: _cell(v) for f, v in result.certificate._asdict().items()})
+        groups[CERTIFICATE_GROUP] = _dataset(result.certificate)
     if sensitivity is not None:
         groups[SENSITIVITY_GROUP] = sensitivity
     write(to_datatree(groups, attrs), path, overwrite)
@@ -99,6 +99,11 @@ def load(path: str | os.PathLike[str], problem: Problem, *, flow: flows.FlowBuil
         certificate=certificate,
         snapshots=_snapshots(tree[SNAPSHOT_GROUP].to_dataset()) if SNAPSHOT_GROUP in tree.children else None,
     )
+
+
+def _dataset(found: Verdict | Certificate) -> xr.Dataset:
+    known = {name: value for name, value in found._asdict().items() if value is not None}
+    return xr.Dataset({name: _cell(value, name if np.ndim(value) > 1 else "") for name, value in known.items()})
 
 
 def _fields(tree: xr.DataTree, group: str) -> dict[str, Any]:

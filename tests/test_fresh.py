@@ -1,5 +1,7 @@
 """Moments and multipliers of fresh draws, against closed forms of normal guides."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,6 +41,32 @@ def test_shared_covariance_leaves_the_noise_out(measured):
     _, found = measured
     without_noise = np.array([0.5, 0.6]) - SIMULATOR_NOISE
     np.testing.assert_allclose(np.diagonal(found.shared_covariance)[:2], without_noise, rtol=0.03)
+
+
+def test_errors_are_those_of_repeated_measurements():
+    """Of means over two simulations of each draw, and of their covariance with the entropy's."""
+    problem = EXACT["linear_gaussian_simulator"]().problem
+    guide = noisy_guide(0.5 * SIMULATOR_COVARIANCE)
+    found = [measure(problem, guide, key, 1, 500) for key in jax.random.split(jax.random.key(5), 400)]
+    estimates = np.array([[*each.mean, each.base_entropy] for each in found])
+    stated = np.mean([each.error_covariance for each in found], axis=0)
+    size = np.sqrt(np.diagonal(stated))
+    # Standard errors of 400 values' covariances are 1 / 20 of their size, or 1 / 14 of a variance.
+    np.testing.assert_allclose(np.cov(estimates.T) / np.outer(size, size), stated / np.outer(size, size), atol=0.3)
+    eta = np.array([0.3, -0.2, 0.8, 0.5])
+    direction = np.append(eta, -1.0)
+    ratio = np.var(estimates @ direction) / (direction @ stated @ direction)
+    assert abs(ratio - 1) < 4 / math.sqrt(200)
+
+
+def test_errors_of_entropy_and_means_cancel_at_the_solution():
+    """There ``log q - log base + eta . T`` is the same for every draw."""
+    exact = EXACT["gaussian_2"]()
+    mean, second = exact.problem.target[:2], exact.problem.target[[2, 3, 3, 4]].reshape(2, 2)
+    guide = MultivariateNormal(jnp.asarray(mean), jnp.asarray(second - np.outer(mean, mean)))
+    verdict = measure(exact.problem, guide, jax.random.key(2), 20, 1000).verdict()
+    direction = np.append(exact.multipliers, -1.0)
+    assert direction @ verdict.covariance @ direction < 1e-3 * verdict.entropy_standard_error**2
 
 
 def test_multipliers_under_noise_are_the_exact_ones(measured):
