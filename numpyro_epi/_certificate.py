@@ -198,7 +198,7 @@ def assess_by_draws(
     """Certify a guide without another simulation, from draws of the solution and its normaliser.
 
     The guide's fresh draws give ``KL(q || p_eta) = log Z + KL(q || base) + eta . R``, ``R`` being their mean violation; the
-    solution's draws say what of it the guide does not see.
+    solution's draws say what of it the guide does not see. The nearer the guide, the better is ``Z`` known.
 
     Args:
         problem: The question.
@@ -208,23 +208,38 @@ def assess_by_draws(
         eta: Its multipliers, shape [M].
         known: What is known of it.
     """
-    log_guide = np.asarray(_log_density(flow, draws), float)
+    ahead = known.log_density - np.asarray(_log_density(flow, draws), float)
+    log_normalizer, variance = _known_better(ahead, known)
     direction = np.append(eta, -1.0)
     own = direction @ verdict.covariance @ direction
     found = Certificate(
-        upper_bound=known.log_normalizer,
-        gap=known.log_normalizer - verdict.base_entropy + float(eta @ (verdict.mean - problem.target)),
-        standard_error=math.sqrt(max(own, 0.0) + 1.0 / known.ess),
+        upper_bound=log_normalizer,
+        gap=log_normalizer - verdict.base_entropy + float(eta @ (verdict.mean - problem.target)),
+        standard_error=math.sqrt(max(own, 0.0) + variance),
         eta=eta,
         ess=known.ess,
         khat=known.khat,
-        unseen=float(np.mean(known.log_density - log_guide > math.log(UNSEEN_RATIO))),
+        unseen=float(np.mean(ahead > math.log(UNSEEN_RATIO))),
         reach=known.ess,
         tilted=True,
         num_simulations=known.num_simulations,
         verdict="",
     )
     return found._replace(verdict=_sentence(found), conclusive=_is_conclusive(found))
+
+
+def _known_better(ahead: PerDraw, known: Known) -> tuple[float, float]:
+    """``log Z`` and its variance, by what the guide's density adds: over draws of the solution ``q / p`` has the mean one.
+
+    A guide with mass where no draw of the solution is has a mean below one, and seems farther than it is.
+    """
+    ratio = np.exp(-ahead)
+    mean = float(np.mean(ratio))
+    # Draws that weights chose, with repetitions.
+    variance = float(np.var(ratio)) / mean**2 * (1.0 / known.ess + 1.0 / len(ratio)) if mean > 0 else math.inf
+    if not variance < 1.0 / known.ess:
+        return known.log_normalizer, 1.0 / known.ess
+    return known.log_normalizer - math.log(mean) - 0.5 * variance, variance
 
 
 def _certificate(pool: Pool, found: PoolWeights) -> Certificate:
