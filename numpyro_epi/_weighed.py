@@ -17,6 +17,7 @@ import scipy.special
 from jaxtyping import Array, Float
 
 from ._journal import remembered
+from ._noise import Left, left
 from ._pilot import (
     ENOUGH_PER_DIM,
     PRIOR_SHARE,
@@ -34,22 +35,24 @@ from ._products import compiled
 from ._types import Draws, Key, PerDraw
 from ._weights import Tilt, tilt
 
-NUM_SIMULATIONS, MOST_SIMULATIONS, MAX_NOISE = 4, 32, 0.1
-"""Simulations of each draw at first; as many as keep the variance of ``eta . T``'s noise below the third, nats^2, and at most the
-second for its sake: its correction has errors of its own, which moved the multipliers of V1 by a tenth at twice that."""
+NUM_SIMULATIONS, MOST_LEFT, MARGIN = 4, 0.002, 1.2
+"""Simulations of each draw at first, and what their noise may leave in the exponent, nats, after its correction: of a normal
+parameter and its square with noise, .013 moved a multiplier by a seventh and the normaliser by .012. More are taken where more
+is left: the third times as many as seem enough, since they begin anew."""
 
 MOST_TOGETHER = 250
-"""Simulations at once: one may hold much."""
+"""Simulations at once, since one may hold much, and most of one draw."""
 
-MORE_WHERE_BIASED, MOST_WHERE_BIASED, LEAST_OFF, STANDARD_ERRORS = 16, MOST_TOGETHER, 0.025, 4.0
-"""Times as many simulations of each draw, and most of them, where means of fresh ones are off by so much, in units of their scale
-and in standard errors. The third is half of the default tolerance."""
+MORE_WHERE_BIASED, LEAST_OFF, STANDARD_ERRORS = 16, 0.025, 4.0
+"""Times as many simulations of each draw where means of fresh ones are off by so much, in units of their scale and in standard
+errors. The second is half of the default tolerance."""
 
 LEAST_OF_WANTED = 0.25
 """Share of the wanted number that draws with more simulations each have to be worth, to be preferred to those with fewer."""
 
-FRESH_SHARE, MOST_FRESH = 0.02, 20_000
-"""Fresh simulations that the draws are checked by: as a share of all that may be run, and at most."""
+FRESH_SHARE, MOST_FRESH, FRESH_OF_EACH = 0.02, 20_000, 16
+"""Fresh simulations that the draws are checked by: as a share of all that may be run, and at most; of each draw, where these tell
+what is left."""
 
 FEW_PER_DIM = 3.0
 """Effective draws, for each parameter, of a tilt of prior draws that later rounds may begin around."""
@@ -71,6 +74,8 @@ class Weighed(NamedTuple):
         eta: Multipliers, shape [M].
         log_density: Of the solution at the draws, normalised, in unconstrained coordinates, shape [N].
         log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats: ``-KL(p || base)`` of the solution.
+        relative_variance: Of ``Z``, a mean of weights: many even ones leave less than one over their effective number. What noise
+            leaves of a bias is in it, squared.
         reached: Whether the weighted means are the targets.
         num_simulations: Model runs that it took.
     """
@@ -83,6 +88,7 @@ class Weighed(NamedTuple):
     eta: Float[np.ndarray, " M"]
     log_density: Float[np.ndarray, " N"]
     log_normalizer: float
+    relative_variance: float
     reached: bool
     num_simulations: int
 
@@ -127,6 +133,7 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         max_simulations: Model runs after which it ends.
     """
     is_noisy = bool(problem.simulator.noise)
+    fresh = min(int(FRESH_SHARE * max_simulations), MOST_FRESH)
     simulations = NUM_SIMULATIONS if is_noisy else 1
     keys = (jax.random.fold_in(key, number) for number in itertools.count())
     count = min(len(near.draws), max_simulations // simulations)
@@ -137,7 +144,8 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
     proposals: list[Proposal] = []
     rounds: list[_Round] = []
     enough = ENOUGH_PER_DIM * problem.dim
-    fewer: tuple[_Round, Float[np.ndarray, " N"], Tilt] | None = None
+    fewer: tuple[_Round, Float[np.ndarray, " N"], Tilt, float] | None = None
+    remains: Left | None = None
     while len(rounds) < MAX_ROUNDS and spent + batch * simulations <= max_simulations:
         usable = np.isfinite(before) & np.isfinite(found.log_weight)
         if np.sum(usable) <= problem.dim + 1:
@@ -151,33 +159,42 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         pooled = _Round(*(np.concatenate(column) for column in zip(*rounds, strict=True)))
         before = pooled.log_weight()
         found = pooled.tilted(before, problem)
-        exponent_noise = np.exp(found.log_weight) @ ((pooled.noise @ found.eta) @ found.eta)
         worth = effective(found.log_weight) if np.any(np.isfinite(found.log_weight)) else 0.0
-        left = (max_simulations - spent) // batch
+        affordable = (max_simulations - spent) // batch
         more, count = simulations, 0
-        if worth > enough and exponent_noise > MAX_NOISE:
-            wanted = math.ceil(1.2 * simulations * exponent_noise / MAX_NOISE)
-            more = max(simulations, min(wanted, MOST_SIMULATIONS, left // 2))
+        if is_noisy and (worth >= num_draws or (worth > enough and remains is None)):
+            remains = _left(problem, next(keys), pooled, found, fresh)
+            spent += fresh
+            if abs(remains.bias(simulations)) > MOST_LEFT:
+                more = math.ceil(MARGIN * remains.enough(MOST_LEFT))
+                more = max(simulations, min(more, MOST_TOGETHER, affordable // 2))
         if more == simulations and worth >= num_draws:
-            most = min(MORE_WHERE_BIASED * simulations, MOST_WHERE_BIASED, left // ROUNDS_AGAIN) if is_noisy else 1
-            count = min(int(FRESH_SHARE * max_simulations), MOST_FRESH) if most >= 2 * simulations else 0
+            most = min(MORE_WHERE_BIASED * simulations, MOST_TOGETHER, affordable // ROUNDS_AGAIN) if is_noisy else 1
+            count = fresh if most >= 2 * simulations else 0
             spent += count
             if not (count and _is_biased(problem, next(keys), pooled, found.log_weight, count)):
                 break
             more = most
         if more > simulations:
             # Anew from here: what was simulated too seldom would bias the rest.
-            fewer, simulations, proposals, rounds = (pooled, before, found), more, [], []
+            fewer = pooled, before, found, _bias(remains, simulations)
+            simulations, proposals, rounds, remains = more, [], [], None
     found = found._replace(reached=found.reached and len(rounds) > 0)
+    bias = _bias(remains, simulations)
     if fewer is not None:
         least = min(LEAST_OF_WANTED * num_draws, effective(fewer[2].log_weight))
         if not (found.reached and effective(found.log_weight) >= least):
             # Where simulations fail now and then, many of one draw hardly ever all succeed.
-            pooled, before, found = fewer
-    return _weighed(pooled, before, found, spent)
+            pooled, before, found, bias = fewer
+    return _weighed(pooled, before, found, bias, spent)
 
 
-def _weighed(pooled: _Round, before: Float[np.ndarray, " N"], found: Tilt, spent: int) -> Weighed:
+def _bias(remains: Left | None, simulations: int) -> float:
+    """Of the exponent, nats, as far as it is known."""
+    return 0.0 if remains is None else remains.bias(simulations)
+
+
+def _weighed(pooled: _Round, before: Float[np.ndarray, " N"], found: Tilt, bias: float, spent: int) -> Weighed:
     """The draws that have any mass, with their weights and the solution's density at them."""
     kept = np.isfinite(found.log_weight)
     log_mean = scipy.special.logsumexp(before) - math.log(len(before))
@@ -190,9 +207,27 @@ def _weighed(pooled: _Round, before: Float[np.ndarray, " N"], found: Tilt, spent
         eta=found.eta,
         log_density=pooled.log_base[kept] + found.log_weight[kept] - before[kept] + math.log(len(before)),
         log_normalizer=found.log_normalizer + log_mean,
+        # Without draws nothing is known.
+        relative_variance=max(1.0 / effective(found.log_weight[kept]) - 1.0 / len(before), 0.0) + bias**2
+        if np.any(kept)
+        else math.inf,
         reached=found.reached,
         num_simulations=spent,
     )
+
+
+def _left(problem: Problem, key: Key, pooled: _Round, found: Tilt, count: int) -> Left:
+    """What noise leaves in the exponent, by so many fresh simulations; those that the weights chose would tell of too little."""
+    pick_key, noise_key = jax.random.split(key)
+    usable = np.isfinite(found.log_weight)
+    rows = jax.random.choice(
+        pick_key, int(usable.sum()), (max(1, count // FRESH_OF_EACH),), p=jnp.asarray(np.exp(found.log_weight[usable]))
+    )
+    draws = np.repeat(pooled.draws[usable][np.asarray(rows)], FRESH_OF_EACH, axis=0)
+    fresh = _simulate(problem, noise_key, jnp.asarray(draws, float), 1, [])
+    exponents = ((fresh.moments - problem.target) @ found.eta).reshape(-1, FRESH_OF_EACH)
+    succeeds = np.isfinite(fresh.log_base).reshape(exponents.shape).all(axis=1)
+    return left(exponents[succeeds]) if np.any(succeeds) else Left(0.0, 0.0)
 
 
 def _is_biased(problem: Problem, key: Key, pooled: _Round, log_weight: Float[np.ndarray, " N"], count: int) -> bool:

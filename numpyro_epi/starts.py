@@ -236,7 +236,14 @@ def _weighed_start(problem: Problem, weighed: Weighed, num_simulations: int) -> 
     weight = np.exp(weighed.log_weight)
     centred = weighed.moments - weight @ weighed.moments
     covariance = (centred * weight[:, None]).T @ centred
-    known = Known(columns[:, -1], weighed.log_normalizer, weighed.ess, khat, num_simulations)
+    known = Known(
+        log_density=columns[:, -1],
+        log_normalizer=weighed.log_normalizer,
+        relative_variance=weighed.relative_variance,
+        ess=weighed.ess,
+        khat=khat,
+        num_simulations=num_simulations,
+    )
     return Start(
         draws,
         True,

@@ -191,7 +191,7 @@ class Weighed(epi.starts.AbstractStart):
 
     def __call__(self, key, problem):
         draws = jax.random.normal(key, (500, 1))
-        known = Known(np.zeros(500), 0.0, 500.0, 0.1, 10**9)
+        known = Known(np.zeros(500), 0.0, 0.002, 500.0, 0.1, 10**9)
         return epi.starts.Start(draws, False, jnp.ones(1), "Weighed.", known=known, num_simulations=10**9)
 
 

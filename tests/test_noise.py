@@ -8,7 +8,7 @@ import scipy.integrate
 import scipy.special
 import scipy.stats
 
-from numpyro_epi._noise import correction, correction_for
+from numpyro_epi._noise import Left, correction, correction_for, left
 
 
 def exponents(variance_of_mean, count):
@@ -54,6 +54,29 @@ def test_skewed_noise_is_right_on_average(count, sign):
     error = 4 * np.std(found) / np.sqrt(draws)
     assert abs(found.mean()) < min(0.003, 0.5 * abs(plain.mean())) + error
     assert abs(plain.mean()) > 2 * error
+
+
+@pytest.mark.parametrize("count", [4, 8])
+def test_what_the_variance_alone_leaves_is_known(count):
+    """Of squares of normal noise, whose cumulants are 2 and 8 times powers of its scale."""
+    scale, draws = 0.3, 400_000
+    noise = scale * (np.random.default_rng(count).chisquare(1, (draws, count)) - 1)
+    mean = noise.mean(axis=1)
+    plain = np.exp(-mean - noise.var(axis=1, ddof=1) / (2 * count)) - 1 + mean
+    expected = Left((2 * scale**2) ** 2, 8 * scale**3).bias(count)
+    # Up to the next order.
+    assert abs(plain.mean() - expected) < 0.35 * expected + 4 * np.std(plain) / np.sqrt(draws)
+    many = noise.reshape(-1, 16)
+    assert left(many).third == pytest.approx(8 * scale**3, rel=0.05)
+    # The mean of a squared estimate is that of its variance more.
+    assert 1.0 < left(many).square / (2 * scale**2) ** 2 < 2.5
+
+
+def test_enough_simulations_are_the_fewest():
+    found = Left(0.3, -0.5)
+    count = found.enough(0.002)
+    assert abs(found.bias(count)) <= 0.002 < abs(found.bias(count - 1))
+    assert Left(0.0, 0.0).enough(0.002) == 2
 
 
 @pytest.mark.usefixtures("double_precision")
