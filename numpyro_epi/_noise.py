@@ -11,13 +11,13 @@ half of their covariance, ``k / (2 n^2)``. The sum, ``k / (3 n^2)``, is taken aw
 k-statistic).
 
 Where draws are weighed and not moved (`_weighed`, `_certificate`, `_dual`) half of ``S`` is taken alone, which leaves
-``w^2 / (4 (n - 1)) + k / (3 n^2)`` nats (`Left`).
+``w^2 / (4 (n - 1)) + k / (3 n^2)`` nats up to the third cumulant (`Left`).
 """
 
 from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float
 
 Numbers = TypeVar("Numbers", Array, np.ndarray)
 
@@ -34,23 +34,25 @@ class Left(NamedTuple):
     third: float
 
     def bias(self, count: int) -> float:
-        """Of the exponent, nats, by means of so many simulations."""
-        return self.square / (4 * count**2 * (count - 1)) + self.third / (3 * count**2)
+        """Of the exponent at most, nats, by means of so many simulations; noise of higher cumulants may leave more."""
+        return self.square / (4 * count**2 * (count - 1)) + abs(self.third) / (3 * count**2)
 
-    def enough(self, most: float) -> int:
-        """Fewest simulations by which it is at most so many nats."""
-        count = 2
-        while abs(self.bias(count)) > most and np.isfinite(self.bias(count)):
-            count += 1
-        return count
+    def enough(self, most_left: float, most: int) -> int:
+        """Fewest simulations that leave at most so many nats, up to so many."""
+        return next((count for count in range(2, most) if self.bias(count) <= most_left), most)
 
 
-def left(exponents: np.ndarray) -> Left:
-    """Estimates from ``eta . T`` of independent simulations with the same parameters, three or more, along the last axis."""
-    count = exponents.shape[-1]
-    away = exponents - exponents.mean(axis=-1, keepdims=True)
-    variance = np.square(away).sum(axis=-1) / (count - 1)
-    third = (away**3).sum(axis=-1) * (count / ((count - 1) * (count - 2)))
+def left(exponents: Float[np.ndarray, "N S"], succeeds: Bool[np.ndarray, "N S"]) -> Left | None:
+    """Estimates from ``eta . T`` of fresh simulations of each draw, where three or more succeed; ``None`` where none do."""
+    usable = succeeds.sum(axis=1) >= 3
+    if not np.any(usable):
+        return None
+    exponents, succeeds = exponents[usable], succeeds[usable]
+    count = succeeds.sum(axis=1)
+    mean = np.where(succeeds, exponents, 0.0).sum(axis=1) / count
+    away = np.where(succeeds, exponents - mean[:, None], 0.0)
+    variance = np.square(away).sum(axis=1) / (count - 1)
+    third = (away**3).sum(axis=1) * count / ((count - 1) * (count - 2))
     return Left(float(np.mean(np.square(variance))), float(np.mean(third)))
 
 

@@ -25,6 +25,7 @@ from ._journal import remembered
 from ._problem import Problem
 from ._products import compiled
 from ._types import Draws, Key, MomentDraws, PerDraw, Scalar, Unconstrained
+from ._weights import tilt
 
 QUANTILE, LEAST_FALL = 0.25, 0.8
 """A round's tolerance takes in this share of its draws, but is at most this share of the last one: the simulator's noise may
@@ -44,6 +45,10 @@ WIDTH = 2.0
 
 MIN_NEIGHBOURS, NEIGHBOURS_PER_DIM = 20, 5
 """Draws of which a normal takes the covariance."""
+
+
+FEW_PER_DIM = 3.0
+"""Effective draws, for each parameter, of a tilt of prior draws that later rounds may begin around."""
 
 
 class Near(NamedTuple):
@@ -220,3 +225,38 @@ def log_density(proposal: Proposal, u: Unconstrained) -> Scalar:
     others = jnp.any(steps != 0, axis=1)
     count = jnp.maximum(jnp.sum(others), 1)
     return jax.nn.logsumexp(normals, where=others) - jnp.log(count) - 0.5 * u.size * math.log(2 * math.pi)
+
+
+def tilt_prior(problem: Problem, key: Key, num_draws: int, *, batch: int, max_simulations: int) -> Near | None:
+    """Draws that weighing may begin around, by one tilt of prior draws: for statistics that no distance leads to.
+
+    An indicator is at one of two values, both of them far from its mean in its standard deviations. Prior draws that
+    have it now and then span the targets all the same.
+
+    Args:
+        problem: The question, under a proper prior.
+        key: Random key.
+        num_draws: Draws to keep.
+        batch: Draws simulated at once.
+        max_simulations: Model runs.
+
+    Returns:
+        Draws with weights towards the prior; ``None`` where the prior's draws do not span the targets.
+    """
+    keys = jax.random.split(key, max(1, max_simulations // batch))
+    found = [remembered(simulate_prior, problem, one, batch) for one in keys]
+    draws, moments = (
+        np.concatenate([np.asarray(part, float) for part in column]) for column in zip(*found, strict=True)
+    )
+    usable = np.isfinite(moments).all(axis=1)
+    draws, moments = draws[usable], moments[usable]
+    if not len(draws):
+        return None
+    # Means over several simulations have less noise, and another solution; this one is a beginning only.
+    tilted = tilt(np.zeros(len(draws)), moments, problem.target)
+    if not tilted.reached or effective(tilted.log_weight) < FEW_PER_DIM * (problem.dim + 1):
+        return None
+    columns = resample(np.column_stack([draws, tilted.log_weight]), tilted.log_weight, num_draws)
+    log_weight = -columns[:, -1]
+    log_weight = log_weight - scipy.special.logsumexp(log_weight)
+    return Near(columns[:, :-1], log_weight, np.inf, len(keys) * batch)

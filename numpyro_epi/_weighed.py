@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.special
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ._journal import remembered
 from ._noise import Left, left
@@ -27,8 +27,6 @@ from ._pilot import (
     effective,
     log_density,
     propose,
-    resample,
-    simulate_prior,
 )
 from ._problem import Problem
 from ._products import compiled
@@ -50,12 +48,12 @@ errors. The second is half of the default tolerance."""
 LEAST_OF_WANTED = 0.25
 """Share of the wanted number that draws with more simulations each have to be worth, to be preferred to those with fewer."""
 
-FRESH_SHARE, MOST_FRESH, FRESH_OF_EACH = 0.02, 20_000, 16
-"""Fresh simulations that the draws are checked by: as a share of all that may be run, and at most; of each draw, where these tell
-what is left."""
+FRESH_SHARE, FEWEST_FRESH, MOST_FRESH, FRESH_OF_EACH = 0.02, 160, 20_000, 16
+"""Fresh simulations that the draws are checked by: as a share of all that may be run, at least and at most; of each draw, where
+these tell what is left."""
 
-FEW_PER_DIM = 3.0
-"""Effective draws, for each parameter, of a tilt of prior draws that later rounds may begin around."""
+LEAST_GROWTH = 1.5
+"""Times as many simulations of each draw as those before, at least, where it begins anew."""
 
 MAX_ROUNDS, ROUNDS_AGAIN = 20, 4
 """Most rounds, since every draw is compared with every round's proposal, so that work grows with their square; and rounds that
@@ -75,7 +73,7 @@ class Weighed(NamedTuple):
         log_density: Of the solution at the draws, normalised, in unconstrained coordinates, shape [N].
         log_normalizer: ``log Z`` of ``base exp(-eta . (T - target))``, nats: ``-KL(p || base)`` of the solution.
         relative_variance: Of ``Z``, a mean of weights: many even ones leave less than one over their effective number. What noise
-            leaves of a bias is in it, squared.
+            leaves of a bias is in it, squared, where it is known.
         reached: Whether the weighted means are the targets.
         num_simulations: Model runs that it took.
     """
@@ -101,7 +99,7 @@ class Weighed(NamedTuple):
 class _Round(NamedTuple):
     """Draws: densities of prior and base, means of the moments over simulations, their covariance, densities proposed from.
 
-    Of a draw with a failed simulation the base has no mass, and the moments are the targets.
+    Means are over the simulations that succeed. Where fewer than two do, the base has no mass, and the moments are the targets.
     """
 
     draws: Float[np.ndarray, "N D"]
@@ -132,155 +130,202 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
         batch: Draws of a round.
         max_simulations: Model runs after which it ends.
     """
-    is_noisy = bool(problem.simulator.noise)
-    fresh = min(int(FRESH_SHARE * max_simulations), MOST_FRESH)
-    simulations = NUM_SIMULATIONS if is_noisy else 1
+    checks = _Checks(problem, num_draws, batch, max_simulations)
+    simulations = NUM_SIMULATIONS if checks.is_noisy else 1
     keys = (jax.random.fold_in(key, number) for number in itertools.count())
     count = min(len(near.draws), max_simulations // simulations)
-    pooled = _simulate(problem, next(keys), jnp.asarray(near.draws[:count], float), simulations, [])
+    first = _simulate(problem, next(keys), jnp.asarray(near.draws[:count], float), simulations, [])
     spent = count * simulations
-    before = pooled.log_base - pooled.log_prior + near.log_weight[:count]
-    found = pooled.tilted(before, problem)
+    now = _Pooled.of(first, first.log_base - first.log_prior + near.log_weight[:count], problem, simulations)
     proposals: list[Proposal] = []
     rounds: list[_Round] = []
     enough = ENOUGH_PER_DIM * problem.dim
-    fewer: tuple[_Round, Float[np.ndarray, " N"], Tilt, float] | None = None
-    remains: Left | None = None
-    while len(rounds) < MAX_ROUNDS and spent + batch * simulations <= max_simulations:
-        usable = np.isfinite(before) & np.isfinite(found.log_weight)
+    fewer: _Pooled | None = None
+    is_asked = False
+    while len(rounds) < MAX_ROUNDS and spent + batch * simulations + checks.fresh <= max_simulations:
+        usable = np.isfinite(now.before) & np.isfinite(now.found.log_weight)
         if np.sum(usable) <= problem.dim + 1:
             break
-        flat = flattened(before[usable], found.log_weight[usable], enough)
-        proposals.append(around(pooled.draws[usable], flat))
+        flat = flattened(now.before[usable], now.found.log_weight[usable], enough)
+        proposals.append(around(now.draws.draws[usable], flat))
         rounds = [r._replace(log_proposals=_extended(r, proposals[-1:])) for r in rounds]
         draws = propose(problem, next(keys), proposals[-1], batch)
         rounds.append(_simulate(problem, next(keys), draws, simulations, proposals))
         spent += batch * simulations
         pooled = _Round(*(np.concatenate(column) for column in zip(*rounds, strict=True)))
-        before = pooled.log_weight()
-        found = pooled.tilted(before, problem)
-        worth = effective(found.log_weight) if np.any(np.isfinite(found.log_weight)) else 0.0
-        affordable = (max_simulations - spent) // batch
-        more, count = simulations, 0
-        if is_noisy and (worth >= num_draws or (worth > enough and remains is None)):
-            remains = _left(problem, next(keys), pooled, found, fresh)
-            spent += fresh
-            if abs(remains.bias(simulations)) > MOST_LEFT:
-                more = math.ceil(MARGIN * remains.enough(MOST_LEFT))
-                more = max(simulations, min(more, MOST_TOGETHER, affordable // 2))
-        if more == simulations and worth >= num_draws:
-            most = min(MORE_WHERE_BIASED * simulations, MOST_TOGETHER, affordable // ROUNDS_AGAIN) if is_noisy else 1
-            count = fresh if most >= 2 * simulations else 0
-            spent += count
-            if not (count and _is_biased(problem, next(keys), pooled, found.log_weight, count)):
-                break
-            more = most
+        now = _Pooled.of(pooled, pooled.log_weight(), problem, simulations)
+        more = simulations
+        if checks.is_noisy and (now.ess >= num_draws or (now.ess > enough and not is_asked)):
+            is_asked = True
+            now, more, used = checks.ask(next(keys), now, spent)
+            spent += used
+        if more == simulations and now.ess >= num_draws:
+            break
         if more > simulations:
             # Anew from here: what was simulated too seldom would bias the rest.
-            fewer = pooled, before, found, _bias(remains, simulations)
-            simulations, proposals, rounds, remains = more, [], [], None
-    found = found._replace(reached=found.reached and len(rounds) > 0)
-    bias = _bias(remains, simulations)
-    if fewer is not None:
-        least = min(LEAST_OF_WANTED * num_draws, effective(fewer[2].log_weight))
-        if not (found.reached and effective(found.log_weight) >= least):
-            # Where simulations fail now and then, many of one draw hardly ever all succeed.
-            pooled, before, found, bias = fewer
-    return _weighed(pooled, before, found, bias, spent)
+            fewer = now if fewer is None or now.ess >= min(LEAST_OF_WANTED * num_draws, fewer.ess) else fewer
+            simulations, proposals, rounds, is_asked = more, [], [], False
+    is_reached = now.found.reached and len(rounds) > 0
+    now = now._replace(found=now.found._replace(reached=is_reached))
+    if fewer is not None and not (is_reached and now.ess >= min(LEAST_OF_WANTED * num_draws, fewer.ess)):
+        now = fewer
+    if checks.is_noisy and now.bias is None:
+        remains, used = checks.left(next(keys), now, spent)
+        spent, now = spent + used, now._replace(bias=None if remains is None else remains.bias(now.simulations))
+    return now.weighed(problem.target, spent)
 
 
-def _bias(remains: Left | None, simulations: int) -> float:
-    """Of the exponent, nats, as far as it is known."""
-    return 0.0 if remains is None else remains.bias(simulations)
+class _Pooled(NamedTuple):
+    """Draws of all rounds with their weights.
+
+    Attributes:
+        draws: The draws and what they were proposed from.
+        before: Log of base over proposal, shape [N].
+        found: The tilt to the targets.
+        simulations: Of each draw.
+        bias: What their noise leaves in the exponent, nats; ``None`` where it was not measured, and NaN where fresh simulations
+            contradicted it.
+    """
+
+    draws: _Round
+    before: Float[np.ndarray, " N"]
+    found: Tilt
+    simulations: int
+    bias: float | None
+
+    @classmethod
+    def of(cls, draws: _Round, before: Float[np.ndarray, " N"], problem: Problem, simulations: int) -> "_Pooled":
+        is_noisy = bool(problem.simulator.noise)
+        return cls(draws, before, draws.tilted(before, problem), simulations, None if is_noisy else 0.0)
+
+    @property
+    def ess(self) -> float:
+        """Effective number of draws."""
+        return effective(self.found.log_weight) if np.any(np.isfinite(self.found.log_weight)) else 0.0
+
+    def weighed(self, target: Float[np.ndarray, " M"], spent: int) -> Weighed:
+        """The draws that have any mass, with the solution's density at them."""
+        found, draws, before = self.found, self.draws, self.before
+        kept = np.isfinite(found.log_weight)
+        log_mean = scipy.special.logsumexp(before) - math.log(len(before))
+        optimism, variance = 0.0, math.inf
+        if np.any(kept):
+            slopes = draws.moments[kept] - target + draws.noise[kept] @ found.eta
+            optimism = _optimism(np.exp(found.log_weight[kept]), slopes, draws.noise[kept])
+            least = max(1.0 / self.ess - 1.0 / len(before), 0.0)
+            variance = 1.0 / self.ess if self.bias is None or math.isnan(self.bias) else least + self.bias**2
+        return Weighed(
+            draws=draws.draws[kept],
+            log_weight=found.log_weight[kept],
+            moments=draws.moments[kept],
+            noise=draws.noise[kept],
+            log_before=before[kept],
+            eta=found.eta,
+            log_density=draws.log_base[kept] + found.log_weight[kept] - before[kept] + math.log(len(before)),
+            log_normalizer=found.log_normalizer + log_mean + optimism,
+            relative_variance=variance,
+            reached=found.reached,
+            num_simulations=spent,
+        )
 
 
-def _weighed(pooled: _Round, before: Float[np.ndarray, " N"], found: Tilt, bias: float, spent: int) -> Weighed:
-    """The draws that have any mass, with their weights and the solution's density at them."""
-    kept = np.isfinite(found.log_weight)
-    log_mean = scipy.special.logsumexp(before) - math.log(len(before))
-    return Weighed(
-        draws=pooled.draws[kept],
-        log_weight=found.log_weight[kept],
-        moments=pooled.moments[kept],
-        noise=pooled.noise[kept],
-        log_before=before[kept],
-        eta=found.eta,
-        log_density=pooled.log_base[kept] + found.log_weight[kept] - before[kept] + math.log(len(before)),
-        log_normalizer=found.log_normalizer + log_mean,
-        # Without draws nothing is known.
-        relative_variance=max(1.0 / effective(found.log_weight[kept]) - 1.0 / len(before), 0.0) + bias**2
-        if np.any(kept)
-        else math.inf,
-        reached=found.reached,
-        num_simulations=spent,
-    )
+def _optimism(
+    weight: Float[np.ndarray, " N"], slopes: Float[np.ndarray, "N M"], noise: Float[np.ndarray, "N M M"]
+) -> float:
+    """How far the least dual of these draws lies below the dual's least value on average, nats: multipliers fit their chance too.
+
+    Half the squared length of the gradient's error by the inverse of the dual's curvature.
+    """
+    centred = slopes * weight[:, None]
+    curvature = centred.T @ slopes - np.einsum("n,nij->ij", weight, noise)
+    size = np.sqrt(np.maximum(np.diagonal(curvature), np.finfo(float).tiny))
+    inverse = np.linalg.pinv(curvature / np.outer(size, size), rcond=1e-6, hermitian=True)
+    return 0.5 * float(np.sum(inverse * ((centred / size).T @ (centred / size))))
 
 
-def _left(problem: Problem, key: Key, pooled: _Round, found: Tilt, count: int) -> Left:
-    """What noise leaves in the exponent, by so many fresh simulations; those that the weights chose would tell of too little."""
-    pick_key, noise_key = jax.random.split(key)
-    usable = np.isfinite(found.log_weight)
-    rows = jax.random.choice(
-        pick_key, int(usable.sum()), (max(1, count // FRESH_OF_EACH),), p=jnp.asarray(np.exp(found.log_weight[usable]))
-    )
-    draws = np.repeat(pooled.draws[usable][np.asarray(rows)], FRESH_OF_EACH, axis=0)
-    fresh = _simulate(problem, noise_key, jnp.asarray(draws, float), 1, [])
-    exponents = ((fresh.moments - problem.target) @ found.eta).reshape(-1, FRESH_OF_EACH)
-    succeeds = np.isfinite(fresh.log_base).reshape(exponents.shape).all(axis=1)
-    return left(exponents[succeeds]) if np.any(succeeds) else Left(0.0, 0.0)
+class _Checks(NamedTuple):
+    """What fresh simulations of weighed draws tell of their noise; those that the weights chose would tell of too little.
+
+    Attributes:
+        problem: The question.
+        num_draws: Effective draws wanted.
+        batch: Draws of a round.
+        max_simulations: Model runs that may be made in all.
+    """
+
+    problem: Problem
+    num_draws: int
+    batch: int
+    max_simulations: int
+
+    @property
+    def is_noisy(self) -> bool:
+        return bool(self.problem.simulator.noise)
+
+    @property
+    def fresh(self) -> int:
+        """Simulations of a check; none where they would be too few to tell, or there is no noise."""
+        count = min(int(FRESH_SHARE * self.max_simulations), MOST_FRESH) // FRESH_OF_EACH * FRESH_OF_EACH
+        return count if self.is_noisy and count >= FEWEST_FRESH else 0
+
+    def ask(self, key: Key, now: _Pooled, spent: int) -> tuple[_Pooled, int, int]:
+        """The draws with their bias, how many simulations of each they should have, and how many this took."""
+        left_key, mean_key = jax.random.split(key)
+        remains, used = self.left(left_key, now, spent)
+        if remains is None:
+            return now, now.simulations, used
+        now = now._replace(bias=remains.bias(now.simulations))
+        affordable = (self.max_simulations - spent - used) // self.batch
+        if remains.bias(now.simulations) > MOST_LEFT:
+            wanted = math.ceil(MARGIN * remains.enough(MOST_LEFT, MOST_TOGETHER))
+            more = min(wanted, MOST_TOGETHER, affordable // 2)
+            if more >= LEAST_GROWTH * now.simulations:
+                return now, more, used
+        more = min(MORE_WHERE_BIASED * now.simulations, MOST_TOGETHER, affordable // ROUNDS_AGAIN)
+        if now.ess < self.num_draws or more < LEAST_GROWTH * now.simulations:
+            return now, now.simulations, used
+        if _is_biased(now, *self._fresh(mean_key, now, self.fresh, 1), self.problem):
+            return now._replace(bias=math.nan), more, used + self.fresh
+        return now, now.simulations, used + self.fresh
+
+    def left(self, key: Key, now: _Pooled, spent: int) -> tuple[Left | None, int]:
+        """What noise leaves in the exponent, and how many simulations this took; ``None`` where they cannot be afforded."""
+        if not self.fresh or not np.any(np.isfinite(now.found.log_weight)) or spent + self.fresh > self.max_simulations:
+            return None, 0
+        moments, succeeds = self._fresh(key, now, self.fresh // FRESH_OF_EACH, FRESH_OF_EACH)
+        return left((moments - self.problem.target) @ now.found.eta, succeeds), self.fresh
+
+    def _fresh(
+        self, key: Key, now: _Pooled, count: int, each: int
+    ) -> tuple[Float[np.ndarray, "N S M"], Bool[np.ndarray, "N S"]]:
+        """Moments of fresh simulations of so many draws, and which of them succeeded."""
+        pick_key, noise_key = jax.random.split(key)
+        usable = np.isfinite(now.found.log_weight)
+        weight = jnp.asarray(np.exp(now.found.log_weight[usable]))
+        rows = np.asarray(jax.random.choice(pick_key, len(weight), (count,), p=weight))
+        draws = jnp.asarray(np.repeat(now.draws.draws[usable][rows], each, axis=0), float)
+        found = _simulate(self.problem, noise_key, draws, 1, [])
+        return found.moments.reshape(count, each, -1), np.isfinite(found.log_base).reshape(count, each)
 
 
-def _is_biased(problem: Problem, key: Key, pooled: _Round, log_weight: Float[np.ndarray, " N"], count: int) -> bool:
-    """Whether so many fresh simulations of the draws have other means than the targets.
+def _is_biased(
+    now: _Pooled, moments: Float[np.ndarray, "N 1 M"], succeeds: Bool[np.ndarray, "N 1"], problem: Problem
+) -> bool:
+    """Whether fresh simulations of the draws have other means than the targets.
 
     Noise that is far from normal, and grows with a parameter, favours the wrong draws: those whose few simulations happened to be
     small have a small mean and a small variance at once, and gain more weight than the correction takes away.
     """
-    pick_key, noise_key = jax.random.split(key)
-    usable = np.isfinite(log_weight)
-    weight = np.exp(log_weight[usable])
-    rows = np.asarray(jax.random.choice(pick_key, len(weight), (count,), p=jnp.asarray(weight)))
-    moments = _simulate(problem, noise_key, jnp.asarray(pooled.draws[usable][rows], float), 1, []).moments
+    moments = moments[succeeds]
+    if not len(moments):
+        return False
+    usable = np.isfinite(now.found.log_weight)
+    weight = np.exp(now.found.log_weight[usable])
     spread = moments.std(axis=0)
-    of_weights = np.square(weight) @ np.diagonal(pooled.noise[usable], axis1=1, axis2=2)
-    error = np.sqrt(np.square(spread) / count + of_weights)
+    of_weights = np.square(weight) @ np.diagonal(now.draws.noise[usable], axis1=1, axis2=2)
+    error = np.sqrt(np.square(spread) / len(moments) + of_weights)
     allowed = np.maximum(LEAST_OFF * problem.scale(spread), STANDARD_ERRORS * error)
     return bool(np.any(np.abs(moments.mean(axis=0) - problem.target) > allowed))
-
-
-def tilt_prior(problem: Problem, key: Key, num_draws: int, *, batch: int, max_simulations: int) -> Near | None:
-    """Draws that `weigh_draws` may begin around, by one tilt of prior draws: for statistics that no distance leads to.
-
-    An indicator is at one of two values, both of them far from its mean in its standard deviations. Prior draws that
-    have it now and then span the targets all the same.
-
-    Args:
-        problem: The question, under a proper prior.
-        key: Random key.
-        num_draws: Draws to keep.
-        batch: Draws simulated at once.
-        max_simulations: Model runs.
-
-    Returns:
-        Draws with weights towards the prior; ``None`` where the prior's draws do not span the targets.
-    """
-    keys = jax.random.split(key, max(1, max_simulations // batch))
-    found = [remembered(simulate_prior, problem, one, batch) for one in keys]
-    draws, moments = (
-        np.concatenate([np.asarray(part, float) for part in column]) for column in zip(*found, strict=True)
-    )
-    usable = np.isfinite(moments).all(axis=1)
-    draws, moments = draws[usable], moments[usable]
-    if not len(draws):
-        return None
-    # Means over several simulations have less noise, and another solution; this one is a beginning only.
-    tilted = tilt(np.zeros(len(draws)), moments, problem.target)
-    if not tilted.reached or effective(tilted.log_weight) < FEW_PER_DIM * (problem.dim + 1):
-        return None
-    columns = resample(np.column_stack([draws, tilted.log_weight]), tilted.log_weight, num_draws)
-    log_weight = -columns[:, -1]
-    log_weight = log_weight - scipy.special.logsumexp(log_weight)
-    return Near(columns[:, :-1], log_weight, np.inf, len(keys) * batch)
 
 
 def flattened(
@@ -335,9 +380,13 @@ def _measure(problem: Problem, key: Key, draws: Draws, simulations: int) -> tupl
         found = jax.vmap(problem.evaluate, (0, None))(jax.random.split(key, simulations), u)
         # Of its simulation nothing is used, so it is not run.
         draw = problem.simulator(key, u)
-        centred = found.moments - jnp.mean(found.moments, axis=0)
-        noise = centred.T @ centred / (simulations * max(simulations - 1, 1))
-        return draw.log_prior + draw.log_det, found.log_base[0], jnp.mean(found.moments, axis=0), noise
+        succeeds = jnp.isfinite(found.moments).all(axis=1, keepdims=True)
+        count = jnp.sum(succeeds)
+        mean = jnp.sum(jnp.where(succeeds, found.moments, 0.0), axis=0) / count
+        centred = jnp.where(succeeds, found.moments - mean, 0.0)
+        noise = centred.T @ centred / (count * jnp.maximum(count - 1, 1))
+        is_enough = count >= min(2, simulations)
+        return draw.log_prior + draw.log_det, found.log_base[0], jnp.where(is_enough, mean, jnp.nan), noise
 
     size = max(1, MOST_TOGETHER // simulations)
     return jax.lax.map(one, (jax.random.split(key, len(draws)), draws), batch_size=min(size, len(draws)))

@@ -15,13 +15,13 @@ import numpy as np
 from ._arguments import check_bool, check_count, check_instance, check_positive
 from ._certificate import Known
 from ._chain_settings import ChainSettings
-from ._pilot import Near, approach, resample
+from ._pilot import Near, approach, resample, tilt_prior
 from ._problem import Problem
 from ._products import compiled
 from ._reach import why_infeasible
 from ._search import UnboundedError
 from ._types import Draws, Key, Metric, Moments, Numbers, PerDraw
-from ._weighed import Weighed, tilt_prior, weigh_draws
+from ._weighed import Weighed, weigh_draws
 from ._weights import pareto_khat
 from ._work import expensive, has_large_noise, is_trivial, log_base_at, solve_by_chains
 

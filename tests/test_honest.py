@@ -19,8 +19,8 @@ from numpyro_epi._fresh import measure
 from numpyro_epi._gradients import misleading, without_misleading_gradients
 from numpyro_epi._loop import EpochRecord
 from numpyro_epi._outcome import Certificate
+from numpyro_epi._pilot import tilt_prior
 from numpyro_epi._reach import out_of_reach
-from numpyro_epi._weighed import tilt_prior
 from numpyro_epi.starts import FirstOf
 
 KEY = jr.key(0)

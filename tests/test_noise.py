@@ -67,16 +67,23 @@ def test_what_the_variance_alone_leaves_is_known(count):
     # Up to the next order.
     assert abs(plain.mean() - expected) < 0.35 * expected + 4 * np.std(plain) / np.sqrt(draws)
     many = noise.reshape(-1, 16)
-    assert left(many).third == pytest.approx(8 * scale**3, rel=0.05)
+    found = left(many, np.ones(many.shape, bool))
+    assert found.third == pytest.approx(8 * scale**3, rel=0.05)
     # The mean of a squared estimate is that of its variance more.
-    assert 1.0 < left(many).square / (2 * scale**2) ** 2 < 2.5
+    assert 1.0 < found.square / (2 * scale**2) ** 2 < 2.5
+    # Simulations that fail are left out, and draws of which hardly any succeed.
+    fails = np.random.default_rng(1).random(many.shape) < np.where(np.arange(len(many)) % 10, 0.2, 0.95)[:, None]
+    again = left(np.where(fails, np.nan, many), ~fails)
+    assert again.third == pytest.approx(8 * scale**3, rel=0.1)
+    assert left(many[:3], np.zeros((3, 16), bool)) is None
 
 
 def test_enough_simulations_are_the_fewest():
     found = Left(0.3, -0.5)
-    count = found.enough(0.002)
-    assert abs(found.bias(count)) <= 0.002 < abs(found.bias(count - 1))
-    assert Left(0.0, 0.0).enough(0.002) == 2
+    count = found.enough(0.002, 250)
+    assert found.bias(count) <= 0.002 < found.bias(count - 1)
+    assert Left(0.0, 0.0).enough(0.002, 250) == 2
+    assert [Left(1.0, third).enough(0.002, 250) for third in (1e20, np.inf, np.nan)] == [250, 250, 250]
 
 
 @pytest.mark.usefixtures("double_precision")

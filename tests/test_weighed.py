@@ -144,7 +144,7 @@ def test_noise_that_grows_is_averaged_until_fresh_simulations_agree(monkeypatch)
         return simulate(problem, key, draws, simulations, proposals)
 
     monkeypatch.setattr(_weighed, "_simulate", counted)
-    monkeypatch.setattr(_weighed, "_is_biased", lambda *given: bool(spent.append(given[-1])))
+    monkeypatch.setattr(_weighed, "_is_biased", lambda *_: False)
     assert_multipliers(weighed(problem, max_simulations=8_000_000), eta, covariance)
     spent.clear()
     monkeypatch.setattr(_weighed, "MOST_LEFT", np.inf)
@@ -181,19 +181,53 @@ def test_normalizer_and_multipliers_are_right_on_average(problem):
     assert np.all(np.abs(eta.mean(axis=0) - expected) < 4 * eta.std(axis=0, ddof=1) / np.sqrt(len(found)))
 
 
-def test_draws_are_kept_where_none_of_many_simulations_succeeds(monkeypatch):
-    """One simulation in five fails: of 64 of a draw at least one does."""
+def test_simulations_that_fail_by_chance_cost_no_mass():
+    """One simulation in five fails, so that of sixteen of a draw at least one mostly does."""
 
     def model():
         x = numpyro.sample("x", dist.Normal(0.0, 1.0))
-        e, fails = numpyro.sample("e", dist.Normal(0.0, 0.1)), numpyro.sample("fails", dist.Uniform(0.0, 1.0))
-        numpyro.deterministic("seen", jnp.where(fails < 0.2, jnp.nan, x + e))
+        e, fails = numpyro.sample("e", dist.Normal(0.0, 1.0)), numpyro.sample("fails", dist.Uniform(0.0, 1.0))
+        numpyro.deterministic("seen", jnp.where(fails < 0.2, jnp.nan, x + 0.5 * e))
 
-    monkeypatch.setattr(_weighed, "_is_biased", lambda *_: True)
-    problem = problem_of(model, lambda s: s["seen"], 1.0, 0.5, parameters=("x",))
-    found = weighed(problem, max_simulations=2_000_000, num_draws=2000)
-    assert found.reached and found.ess >= 2000
-    assert_mean(found, found.draws[:, 0], 1.0, 0.5)
+    found = weighed(problem_of(model, lambda s: s["seen"], 1.0, 0.8, parameters=("x",)), num_draws=1500)
+    assert found.reached and found.ess >= 1500
+    assert_mean(found, found.draws[:, 0], 1.0, np.sqrt(0.39))
+    kl = 0.5 * (0.39 + 1.0 - 1.0 - np.log(0.39))
+    assert abs(found.log_normalizer + kl) < 4 * np.sqrt(found.relative_variance)
+
+
+def test_what_a_small_budget_leaves_of_a_bias_is_said():
+    """One round, of four simulations of each draw: .013 nats are left in the exponent, by the cumulants of the noise."""
+    found = weighed(noisy_normal(), max_simulations=20_000, num_draws=500)
+    assert found.num_simulations <= 20_000
+    weights = 1.0 / found.ess - 1.0 / 2000
+    assert 0.006 < np.sqrt(found.relative_variance - weights) < 0.03
+
+
+def test_many_multipliers_fit_what_chance_left():
+    """Means and covariances of four parameters: the least dual of these draws lies below the true one, by .005 on average."""
+
+    def model():
+        numpyro.sample("z", dist.Normal(jnp.zeros(4), 1.0).to_event(1))
+
+    rows, columns = np.triu_indices(4)
+    mean, deviation = 0.5 * np.ones(4), 0.6
+    second = np.outer(mean, mean) + deviation**2 * np.eye(4)
+
+    def moments(sites):
+        return jnp.concatenate([sites["z"], sites["z"][rows] * sites["z"][columns]])
+
+    wanted = epi.EmergentProperty(
+        epi.Target(moments, mean=np.concatenate([mean, second[rows, columns]]), name="moments")
+    )
+    problem = epi.Problem(model, wanted)
+    near = approach(problem, jax.random.key(0), num_draws=500, spreads=3.0, batch=2000, max_simulations=200_000)
+    options = {"num_draws": 500, "batch": 2000, "max_simulations": 100_000}
+    found = [weigh_draws(problem, key, near, **options) for key in jax.random.split(jax.random.key(1), 24)]
+    kl = 4 * 0.5 * (deviation**2 + 0.25 - 1.0 - 2 * np.log(deviation))
+    off = np.array([(each.log_normalizer + kl) / np.sqrt(each.relative_variance) for each in found])
+    assert abs(off.mean()) < 3 / np.sqrt(len(off))
+    assert 0.5 < off.std() < 1.5
 
 
 @pytest.mark.parametrize("base", ["prior", "lebesgue"])
