@@ -7,8 +7,8 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float
 
-LITTLE = 1e-3
-"""Of all mass, up to which no draw's weight matters by itself."""
+LITTLE, LITTLE_IN_ALL = 1e-3, 1e-2
+"""Of all mass, up to which no draw's weight matters by itself, and what weights have beyond a threshold does not in all."""
 
 ROUNDING, SINGLE = 1e-12, 1e-6
 """Of a moment's largest size, up to which its spread is rounding, and up to which one that does not vary is at its target: in
@@ -155,7 +155,8 @@ def pareto_khat(weight: Float[np.ndarray, " N"]) -> float:
 
     It is the limit for higher thresholds. Where the threshold lies in a heap of nearly equal weights, as of draws that the base
     alone proposes, the fit to all weights beyond it says 1 to 3 of weights that are at most seven times their mean. So where no
-    weight is large, the shape of a quarter of them counts if it is smaller by more than its standard error.
+    weight is large, the shape of a quarter of them counts if it is smaller by more than its standard error. Where they are in all
+    hardly larger than the threshold, whatever shape they have moves no mean, and it counts as none (zero).
     """
     weight = np.sort(weight[weight > 0])
     size = int(min(0.2 * len(weight), 3 * math.sqrt(len(weight))))
@@ -164,6 +165,8 @@ def pareto_khat(weight: Float[np.ndarray, " N"]) -> float:
     shape = _shape(weight, size)
     if weight[-1] > LITTLE * weight.sum():
         return shape
+    if np.sum(weight[-size:] - weight[-size - 1]) <= LITTLE_IN_ALL * weight.sum():
+        return min(shape, 0.0)
     higher = _shape(weight, size // 4)
     # The error of the maximum likelihood estimate (Smith 1987, Ann. Stat. 15:1174).
     return min(shape, higher + (1.0 + max(higher, 0.0)) / math.sqrt(size // 4))

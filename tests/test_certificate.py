@@ -22,7 +22,7 @@ from numpyro_epi._outcome import STATUS, Verdict
 from numpyro_epi._problem import Problem
 from numpyro_epi._property import EmergentProperty, Target
 from numpyro_epi._result import Result
-from numpyro_epi._weights import balance, pareto_khat, tilt
+from numpyro_epi._weights import _shape, balance, pareto_khat, tilt
 
 NUM_DRAWS = 4000
 
@@ -454,6 +454,19 @@ def test_khat_of_a_heap_of_weights_below_a_bound(largest):
     heap = 2.0 + 1e-3 * random.random(1000)
     bounded = 2.0 + (largest - 2.0) * random.beta(1.0, 3.0, 200)
     assert pareto_khat(np.concatenate([random.random(38_800), heap, bounded])) < 0.5
+
+
+def test_khat_of_a_tail_without_mass():
+    """As of one parameter in a box, where the guide is a per cent off and at the edge a half: .0007 of the mass, of shape 2."""
+    random = np.random.default_rng(3)
+    bulk = np.minimum(0.3 + 1.5 * random.beta(2.0, 1.0, 39_900), 1.44 + 0.01 * random.random(39_900))
+    few = 1.45 * (1.0 + 0.1 * random.pareto(1.5, 100))
+    weight = np.sort(np.concatenate([bulk, few]))
+    size = int(3 * math.sqrt(len(weight)))
+    assert _shape(weight, size) > 1.0
+    assert pareto_khat(weight) <= 0.0
+    # With several hundredths of the mass it is not overlooked.
+    assert pareto_khat(np.concatenate([bulk, 1.45 * (1.0 + 5.0 * random.pareto(1.0, 100))])) > 0.7
 
 
 @pytest.mark.parametrize("seed", range(5))
