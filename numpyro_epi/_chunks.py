@@ -103,7 +103,7 @@ def run_chunks(
     *,
     tolerance: float,
     progress: bool,
-) -> tuple[Chunks, list[Verdict]]:
+) -> Chunks:
     """Go on until the steps are done, or every guide is nearly exact and fresh draws say so too, or a stop is asked for.
 
     Args:
@@ -119,17 +119,15 @@ def run_chunks(
         progress: Whether to show a bar.
 
     Returns:
-        Where it stands now, and the last verdicts.
+        Where it stands now.
     """
     problem, steps_per_epoch = fleet.loop.problem, fleet.loop.rule.steps_per_epoch
     num_epochs = math.ceil(max_steps / steps_per_epoch)
     per_chunk = max(1, math.ceil(num_epochs / NUM_CHUNKS))
     num_chunks = math.ceil(num_epochs / per_chunk)
     size = per_chunk * steps_per_epoch
-    verdicts: list[Verdict] = []
-    is_reached = False
 
-    def satisfied() -> bool:
+    def satisfied(verdicts: list[Verdict]) -> bool:
         return all(np.all(v.satisfies(problem.target, tolerance)) for v in verdicts)
 
     with tqdm(total=num_chunks * size, initial=len(run.found) * size, disable=not progress, unit="step") as bar:
@@ -140,8 +138,7 @@ def run_chunks(
             if not stop and goal.may_be_reached(run):
                 states = fleet.split(run.state)
                 verdicts = judge(states, len(run.found))
-                is_reached = satisfied() and goal.is_reached(states, verdicts, len(run.found))
-                if is_reached:
+                if satisfied(verdicts) and goal.is_reached(states, verdicts, len(run.found)):
                     break
             if run.found and all(map(given_up, run.found[-1])):
                 break
@@ -156,11 +153,9 @@ def run_chunks(
                 recorder.begin_anew(fleet, run.state)
                 bar.reset()
             keep(run, bool(stop) or len(run.found) == num_chunks)
-    if not is_reached:
-        verdicts = judge(fleet.split(run.state), num_chunks + 1)
     if stop:
         keep(run, True)
-    return run, verdicts
+    return run
 
 
 def given_up(records: EpochRecord) -> bool:

@@ -34,8 +34,9 @@ from ._types import Key, Metric, Moments
 from .multipliers import AbstractMultiplierRule, Fixed, Natural
 from .objectives import AbstractObjective, Anchored
 
-FRESH_BATCHES = 80
-"""Batches of the verdict: with 500 draws each, a mean's 95 % interval is 0.01 standard deviations wide on either side."""
+FRESH_BATCHES, LOOK_BATCHES = 80, 20
+"""Batches of the verdict: with 500 draws each, a mean's 95 % interval is 0.01 standard deviations wide on either side; and of a
+look on the way, .02."""
 
 AVERAGED_PART = 30
 """The guide is averaged over the last steps, about one in so many."""
@@ -87,6 +88,23 @@ MORE = 4
 
 KEPT_OF_START = ("fit_draws", "message", "log_normalizer", "infeasible", "ess", "times_solved", "num_simulations")
 """Numbers and words of a start that a checkpoint holds beside its arrays."""
+
+
+class _Tally:
+    """Counts model runs that are neither the start's nor the steps'.
+
+    Attributes:
+        per_draw: Simulations of one of a guide's fresh draws.
+        total: All so far.
+    """
+
+    def __init__(self, problem: Problem, total: int):
+        self.per_draw = 2 if problem.simulator.noise else 1
+        self.total = total
+
+    def measured(self, num_draws: int) -> None:
+        """Count the fresh draws of guides."""
+        self.total += self.per_draw * num_draws
 
 
 class Plan(NamedTuple):
@@ -149,14 +167,19 @@ class Plan(NamedTuple):
             begin, shape, first, pool = settle(settle_keys, self.problem, self.method.flow, begin, conditioned)
         else:
             shape = outline(self.method.flow, begin)
+        tally = _Tally(self.problem, 0 if saved is None else saved.about["looked"])
+        if saved is None:
+            tally.total += 0 if pool is None else pool.num_simulations
+            tally.measured(self.num_restarts * START_BATCHES * self.num_draws)
         fleet, run, budget = self._launch(keys, begin, shape, first, saved)
         recorder = Recorder(self.problem, jax.random.fold_in(keys[2], 5), self.num_snapshots)
         if saved is not None:
             recorder.restore(fleet, run.state, saved.arrays)
         about = self.about() if keeper is not None else {}
 
-        def judge(states: list[LoopState], chunk: int, num_batches: int = FRESH_BATCHES) -> list[Verdict]:
+        def judge(states: list[LoopState], chunk: int, num_batches: int = LOOK_BATCHES) -> list[Verdict]:
             # Every look at the run takes draws of its own.
+            tally.measured(len(states) * num_batches * self.num_draws)
             key = jax.random.fold_in(jax.random.fold_in(keys[2], 1), chunk)
             guides = map(conditioned, fleet.flows(states))
             return [measure(self.problem, guide, key, num_batches, self.num_draws).verdict() for guide in guides]
@@ -171,7 +194,7 @@ class Plan(NamedTuple):
                     arrays["begin.known.log_density"] = np.asarray(begin.known.log_density)
                     start["known"] = {name: getattr(begin.known, name) for name in Known._fields[1:]}
                 seconds = time.perf_counter() - began
-                numbers = {"chunks": len(run.found), "attempt": run.attempt, "seconds": seconds}
+                numbers = {"chunks": len(run.found), "attempt": run.attempt, "seconds": seconds, "looked": tally.total}
                 keeper.save({**about, "begin": start, **numbers}, arrays, now=now)
 
         certificates: dict[int, Certificate | None] = {}
@@ -184,6 +207,7 @@ class Plan(NamedTuple):
                 fresh = pool if chunk == 0 else None
                 certificates[chunk] = found = self._certify(keys, begin, guide, verdicts[0], chunk, fresh)
                 looks.append(found)
+                tally.total += _own_simulations(found, begin) if fresh is None else 0
                 if found is None or not found.conclusive:
                     # More steps do not make the certificate's weights any better.
                     return len(looks) >= MOST_LOOKS
@@ -202,10 +226,12 @@ class Plan(NamedTuple):
                 return None
             nonlocal pool
             pool = None
+            tally.total += int(fleet.split(run.state)[0].step) * self.num_draws
+            tally.measured(START_BATCHES * self.num_draws)
             return Chunks(self._again(keys, begin, shape, fleet, run.attempt + 1), [], run.attempt + 1)
 
         with StopRequest() as stop:
-            run, verdicts = run_chunks(
+            run = run_chunks(
                 fleet,
                 run,
                 budget,
@@ -218,6 +244,7 @@ class Plan(NamedTuple):
                 progress=progress,
             )
             states = fleet.split(run.state)
+            verdicts = judge(states, NUM_CHUNKS + 8, FRESH_BATCHES)
             verdicts = stop.unless_stopped(
                 lambda: _looked_at_again(
                     self.problem, verdicts, self.tolerance, lambda: judge(states, NUM_CHUNKS + 9, MORE * FRESH_BATCHES)
@@ -226,7 +253,7 @@ class Plan(NamedTuple):
             )
             guides = list(map(conditioned, fleet.flows(states)))
             last = certificates.get(len(run.found))
-            return self._finish(keys, begin, shape, states, guides, run, verdicts, last, stop, began, recorder)
+            return self._finish(keys, begin, shape, states, guides, run, verdicts, last, stop, began, recorder, tally)
 
     def _is_single(self, begin: starts.Start) -> bool:
         """Whether one guide moves towards a known solution, so that it can be certified on its way."""
@@ -317,6 +344,7 @@ class Plan(NamedTuple):
         stop: StopRequest,
         began: float,
         recorder: Recorder,
+        tally: _Tally,
     ) -> Result:
         """Multipliers, certificate, and the choice among restarts; a run that is asked to stop gets no certificate."""
         problem, num_draws, tolerance = self.problem, self.num_draws, self.tolerance
@@ -336,12 +364,14 @@ class Plan(NamedTuple):
             found, restarts = rank(
                 jax.random.fold_in(keys[2], 4), problem, found, eta, measure_with=(FRESH_BATCHES, num_draws)
             )
+            tally.measured(FRESH_BATCHES * num_draws if restarts.mixed else 0)
         fitted, verdict, status = found.flows[0], found.verdicts[0], found.statuses[0]
         if restarts is not None and restarts.mixed:
             status = _status(problem, verdict, records[restarts.chosen], tolerance, is_solved)
         steps = int(states[0].step)
         if begin.eta is None and status is STATUS.satisfied:
             num_batches = max(FRESH_BATCHES, steps // STEPS_PER_BATCH)
+            tally.measured(num_batches * num_draws)
             shown = stop.unless_stopped(
                 lambda: measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws), None
             )
@@ -373,10 +403,8 @@ class Plan(NamedTuple):
             return None
 
         certificate = stop.unless_stopped(certified, None)
-        # A certificate by the start's own draws says what these took.
-        of_start = 0 if begin.known is None else begin.known.num_simulations
-        if certificate is not None and certificate.num_simulations != of_start:
-            simulations += certificate.num_simulations
+        if certificate is not certified_already:
+            tally.total += _own_simulations(certificate, begin)
         if begin.eta is None and certificate is not None and certificate.tilted:
             # Weights correct for what the guide misses of the solution, which its regression on the statistics does not; but
             # they are fewer draws.
@@ -399,7 +427,7 @@ class Plan(NamedTuple):
                 "num_draws": num_draws,
                 "max_steps": self.max_steps,
                 "steps": steps,
-                "num_simulations": begin.num_simulations + simulations,
+                "num_simulations": begin.num_simulations + simulations + tally.total,
                 "tolerance": tolerance,
                 "num_restarts": self.num_restarts,
                 "start_message": f"{_misled(problem)}{begin.message}",
@@ -422,6 +450,14 @@ class Plan(NamedTuple):
             restarts=restarts,
             snapshots=recorder.of(restarts.chosen if restarts else 0),
         )
+
+
+def _own_simulations(certificate: Certificate | None, begin: starts.Start) -> int:
+    """Model runs that a certificate took; one by the start's own draws says what those took."""
+    of_start = 0 if begin.known is None else begin.known.num_simulations
+    if certificate is None or certificate.num_simulations == of_start:
+        return 0
+    return certificate.num_simulations
 
 
 class _Settings(NamedTuple):

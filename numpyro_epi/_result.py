@@ -78,9 +78,9 @@ class Result(eqx.Module):
 
     @property
     def num_simulations(self) -> int | None:
-        """Model runs of the start, the steps and the certificate; ``None`` in files of releases that did not count them.
+        """Model runs of the start, the steps, the fresh draws that the guide was looked at with, and of certificates.
 
-        Not counted are the fresh draws and certificates by which a run is looked at on its way, and attempts that were given up.
+        Those of snapshots are not counted. ``None`` in files of releases that did not count.
         """
         return self.settings.get("num_simulations")
 

@@ -14,8 +14,10 @@ from numpyro.infer.reparam import NeuTraReparam
 from problems import EXACT, angular_frequency, exact_kl, growth_rate, multiplier_error
 
 import numpyro_epi as epi
-from numpyro_epi import _plan
+from numpyro_epi import _plan, _settled
 from numpyro_epi._certificate import Known
+from numpyro_epi._fresh import measure
+from numpyro_epi._pool import pooled
 from numpyro_epi._work import moments_at
 
 QUICK = ("gaussian_2",)
@@ -174,13 +176,25 @@ class Spent(epi.starts.AbstractStart):
 
 
 @pytest.mark.parametrize("certify", [True, False])
-def test_simulations_of_all_parts_are_counted(certify, tmp_path):
-    """Of every start that was tried, of the steps and of the certificate; also after it was written to a file."""
+def test_simulations_of_all_parts_are_counted(certify, tmp_path, monkeypatch):
+    """Of every start that was tried, of the steps, looks and certificates; also after it was written to a file."""
+    looked = []
+
+    def measured(problem, flow, key, num_batches, num_draws):
+        looked.append(num_batches * num_draws)
+        return measure(problem, flow, key, num_batches, num_draws)
+
+    def pooled_and_counted(*given, **options):
+        pool = pooled(*given, **options)
+        looked.append(pool.num_simulations)
+        return pool
+
+    monkeypatch.setattr(_plan, "measure", measured)
+    monkeypatch.setattr(_settled, "pooled", pooled_and_counted)
     start = epi.starts.FirstOf((Spent(500, False), Spent(1000, True)))
     result = short_fit(small_problem(), start=start, max_steps=25, num_draws=30, certify=certify)
-    of_certificate = result.certificate.num_simulations if certify else 0
-    assert (of_certificate > 0) == certify
-    assert result.num_simulations == 1500 + result.settings["steps"] * 30 + of_certificate
+    assert (max(looked) >= 20_000) == certify
+    assert result.num_simulations == 1500 + result.settings["steps"] * 30 + sum(looked)
     assert f"{result.num_simulations:.1e} simulations" in str(result)
     result.save(tmp_path / "fit.nc")
     assert epi.load(tmp_path / "fit.nc", small_problem(), flow=LIGHT).num_simulations == result.num_simulations
