@@ -422,10 +422,10 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="Expected a checkpoint; there is no"):
         epi.resume(tmp_path / "none.ckpt")
     foreign = tmp_path / "notes.txt"
-    foreign.write_text("numpyro-epi checkpoint 9\n")
+    foreign.write_text("numpyro-epi checkpoint 10\n")
     with pytest.raises(
         ValueError,
-        match=r"Expected 'numpyro-epi checkpoint 8' at the start of .*got 'numpyro-epi checkpoint 9'.*the version of",
+        match=r"Expected 'numpyro-epi checkpoint 9' at the start of .*got 'numpyro-epi checkpoint 10'.*the version of",
     ):
         epi.resume(foreign)
 
