@@ -82,11 +82,13 @@ class Goal(NamedTuple):
 
     Attributes:
         may_be_reached: Whether independent draws are worth their simulations now; without them, from the records.
+        seems_reached: Whether a verdict is, from fewer draws, by the chunk's number.
         is_reached: Whether guides whose verdicts are satisfied are near enough to the optimum, by the chunk's number.
         anew: Another beginning for a run that got stuck, or ``None``.
     """
 
     may_be_reached: Callable[["Chunks"], bool]
+    seems_reached: Callable[[list[LoopState], int], bool]
     is_reached: Callable[[list[LoopState], list[Verdict], int], bool]
     anew: Callable[["Chunks"], "Chunks | None"]
 
@@ -103,7 +105,7 @@ def run_chunks(
     *,
     tolerance: float,
     progress: bool,
-) -> Chunks:
+) -> tuple[Chunks, list[Verdict]]:
     """Go on until the steps are done, or every guide is nearly exact and fresh draws say so too, or a stop is asked for.
 
     Args:
@@ -119,15 +121,17 @@ def run_chunks(
         progress: Whether to show a bar.
 
     Returns:
-        Where it stands now.
+        Where it stands now, and the last verdicts.
     """
     problem, steps_per_epoch = fleet.loop.problem, fleet.loop.rule.steps_per_epoch
     num_epochs = math.ceil(max_steps / steps_per_epoch)
     per_chunk = max(1, math.ceil(num_epochs / NUM_CHUNKS))
     num_chunks = math.ceil(num_epochs / per_chunk)
     size = per_chunk * steps_per_epoch
+    verdicts: list[Verdict] = []
+    is_reached = False
 
-    def satisfied(verdicts: list[Verdict]) -> bool:
+    def satisfied() -> bool:
         return all(np.all(v.satisfies(problem.target, tolerance)) for v in verdicts)
 
     with tqdm(total=num_chunks * size, initial=len(run.found) * size, disable=not progress, unit="step") as bar:
@@ -137,9 +141,11 @@ def run_chunks(
         while True:
             if not stop and goal.may_be_reached(run):
                 states = fleet.split(run.state)
-                verdicts = judge(states, len(run.found))
-                if satisfied(verdicts) and goal.is_reached(states, verdicts, len(run.found)):
-                    break
+                if goal.seems_reached(states, len(run.found)):
+                    verdicts = judge(states, len(run.found))
+                    is_reached = satisfied() and goal.is_reached(states, verdicts, len(run.found))
+                    if is_reached:
+                        break
             if run.found and all(map(given_up, run.found[-1])):
                 break
             if stop or len(run.found) >= num_chunks:
@@ -153,9 +159,11 @@ def run_chunks(
                 recorder.begin_anew(fleet, run.state)
                 bar.reset()
             keep(run, bool(stop) or len(run.found) == num_chunks)
+    if not is_reached:
+        verdicts = judge(fleet.split(run.state), num_chunks + 1)
     if stop:
         keep(run, True)
-    return run
+    return run, verdicts
 
 
 def given_up(records: EpochRecord) -> bool:

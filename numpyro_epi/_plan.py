@@ -1,5 +1,6 @@
 """One run of the augmented-Lagrangian loop, afresh or from a checkpoint: what it depends on, and what comes of it."""
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -36,7 +37,7 @@ from .objectives import AbstractObjective, Anchored
 
 FRESH_BATCHES, LOOK_BATCHES = 80, 20
 """Batches of the verdict: with 500 draws each, a mean's 95 % interval is 0.01 standard deviations wide on either side; and of a
-look on the way, .02."""
+first look, which says whether a verdict is worth its simulations."""
 
 AVERAGED_PART = 30
 """The guide is averaged over the last steps, about one in so many."""
@@ -91,20 +92,24 @@ KEPT_OF_START = ("fit_draws", "message", "log_normalizer", "infeasible", "ess", 
 
 
 class _Tally:
-    """Counts model runs that are neither the start's nor the steps'.
+    """Model runs that are neither the start's nor the steps', by what they were for: what is done again after a stop counts once.
 
     Attributes:
         per_draw: Simulations of one of a guide's fresh draws.
-        total: All so far.
+        counts: By name.
     """
 
-    def __init__(self, problem: Problem, total: int):
+    def __init__(self, problem: Problem, counts: dict[str, int]):
         self.per_draw = 2 if problem.simulator.noise else 1
-        self.total = total
+        self.counts = dict(counts)
 
-    def measured(self, num_draws: int) -> None:
-        """Count the fresh draws of guides."""
-        self.total += self.per_draw * num_draws
+    def measured(self, name: str, num_draws: int) -> None:
+        """Count fresh draws of guides."""
+        self.counts[name] = self.per_draw * num_draws
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
 
 
 class Plan(NamedTuple):
@@ -167,20 +172,20 @@ class Plan(NamedTuple):
             begin, shape, first, pool = settle(settle_keys, self.problem, self.method.flow, begin, conditioned)
         else:
             shape = outline(self.method.flow, begin)
-        tally = _Tally(self.problem, 0 if saved is None else saved.about["looked"])
-        if saved is None:
-            tally.total += 0 if pool is None else pool.num_simulations
-            tally.measured(self.num_restarts * START_BATCHES * self.num_draws)
+        tally = _Tally(self.problem, {} if saved is None else saved.about["looked"])
+        tally.measured("beginning", self.num_restarts * START_BATCHES * self.num_draws)
+        if pool is not None:
+            tally.counts["certificate 0"] = pool.num_simulations
         fleet, run, budget = self._launch(keys, begin, shape, first, saved)
         recorder = Recorder(self.problem, jax.random.fold_in(keys[2], 5), self.num_snapshots)
         if saved is not None:
             recorder.restore(fleet, run.state, saved.arrays)
         about = self.about() if keeper is not None else {}
 
-        def judge(states: list[LoopState], chunk: int, num_batches: int = LOOK_BATCHES) -> list[Verdict]:
+        def judge(states: list[LoopState], look: int, num_batches: int = FRESH_BATCHES) -> list[Verdict]:
             # Every look at the run takes draws of its own.
-            tally.measured(len(states) * num_batches * self.num_draws)
-            key = jax.random.fold_in(jax.random.fold_in(keys[2], 1), chunk)
+            tally.measured(f"look {look}", len(states) * num_batches * self.num_draws)
+            key = jax.random.fold_in(jax.random.fold_in(keys[2], 1), look)
             guides = map(conditioned, fleet.flows(states))
             return [measure(self.problem, guide, key, num_batches, self.num_draws).verdict() for guide in guides]
 
@@ -194,11 +199,22 @@ class Plan(NamedTuple):
                     arrays["begin.known.log_density"] = np.asarray(begin.known.log_density)
                     start["known"] = {name: getattr(begin.known, name) for name in Known._fields[1:]}
                 seconds = time.perf_counter() - began
-                numbers = {"chunks": len(run.found), "attempt": run.attempt, "seconds": seconds, "looked": tally.total}
+                numbers = {"chunks": len(run.found), "attempt": run.attempt, "seconds": seconds, "looked": tally.counts}
                 keeper.save({**about, "begin": start, **numbers}, arrays, now=now)
 
         certificates: dict[int, Certificate | None] = {}
         looks: list[Certificate | None] = []
+
+        def seems_reached(states: list[LoopState], chunk: int) -> bool:
+            verdicts = judge(states, 2 * NUM_CHUNKS + chunk, LOOK_BATCHES)
+            if not all(np.all(np.abs(v.violation(self.problem.target)) <= self.tolerance) for v in verdicts):
+                return False
+            if not self._is_single(begin) or begin.known is None:
+                return True
+            # The same certificate as the verdict's would be, but for their draws.
+            gap = begin.known.log_normalizer - verdicts[0].base_entropy
+            gap += float(np.asarray(begin.eta, float) @ (verdicts[0].mean - self.problem.target))
+            return gap + 1.96 * math.sqrt(begin.known.relative_variance) <= self.max_gap
 
         def is_reached(states: list[LoopState], verdicts: list[Verdict], chunk: int) -> bool:
             if self._is_single(begin) and self.certify is not False:
@@ -207,7 +223,7 @@ class Plan(NamedTuple):
                 fresh = pool if chunk == 0 else None
                 certificates[chunk] = found = self._certify(keys, begin, guide, verdicts[0], chunk, fresh)
                 looks.append(found)
-                tally.total += _own_simulations(found, begin) if fresh is None else 0
+                tally.counts[f"certificate {chunk}"] = _own_simulations(found, begin)
                 if found is None or not found.conclusive:
                     # More steps do not make the certificate's weights any better.
                     return len(looks) >= MOST_LOOKS
@@ -226,17 +242,18 @@ class Plan(NamedTuple):
                 return None
             nonlocal pool
             pool = None
-            tally.total += int(fleet.split(run.state)[0].step) * self.num_draws
-            tally.measured(START_BATCHES * self.num_draws)
+            given_up = int(fleet.split(run.state)[0].step) * self.num_draws
+            tally.counts = {"given up": tally.total + given_up}
+            tally.measured("beginning", START_BATCHES * self.num_draws)
             return Chunks(self._again(keys, begin, shape, fleet, run.attempt + 1), [], run.attempt + 1)
 
         with StopRequest() as stop:
-            run = run_chunks(
+            run, verdicts = run_chunks(
                 fleet,
                 run,
                 budget,
                 judge,
-                Goal(may_be_reached, is_reached, anew),
+                Goal(may_be_reached, seems_reached, is_reached, anew),
                 keep,
                 stop,
                 recorder,
@@ -244,7 +261,6 @@ class Plan(NamedTuple):
                 progress=progress,
             )
             states = fleet.split(run.state)
-            verdicts = judge(states, NUM_CHUNKS + 8, FRESH_BATCHES)
             verdicts = stop.unless_stopped(
                 lambda: _looked_at_again(
                     self.problem, verdicts, self.tolerance, lambda: judge(states, NUM_CHUNKS + 9, MORE * FRESH_BATCHES)
@@ -364,14 +380,14 @@ class Plan(NamedTuple):
             found, restarts = rank(
                 jax.random.fold_in(keys[2], 4), problem, found, eta, measure_with=(FRESH_BATCHES, num_draws)
             )
-            tally.measured(FRESH_BATCHES * num_draws if restarts.mixed else 0)
+            tally.measured("mixture", FRESH_BATCHES * num_draws if restarts.mixed else 0)
         fitted, verdict, status = found.flows[0], found.verdicts[0], found.statuses[0]
         if restarts is not None and restarts.mixed:
             status = _status(problem, verdict, records[restarts.chosen], tolerance, is_solved)
         steps = int(states[0].step)
         if begin.eta is None and status is STATUS.satisfied:
             num_batches = max(FRESH_BATCHES, steps // STEPS_PER_BATCH)
-            tally.measured(num_batches * num_draws)
+            tally.measured("multipliers", 0 if stop else num_batches * num_draws)
             shown = stop.unless_stopped(
                 lambda: measure(problem, fitted, jax.random.fold_in(keys[2], 2), num_batches, num_draws), None
             )
@@ -404,7 +420,7 @@ class Plan(NamedTuple):
 
         certificate = stop.unless_stopped(certified, None)
         if certificate is not certified_already:
-            tally.total += _own_simulations(certificate, begin)
+            tally.counts["certificate"] = _own_simulations(certificate, begin)
         if begin.eta is None and certificate is not None and certificate.tilted:
             # Weights correct for what the guide misses of the solution, which its regression on the statistics does not; but
             # they are fewer draws.

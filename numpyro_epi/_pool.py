@@ -20,7 +20,7 @@ from ._problem import Problem
 from ._products import compiled
 from ._reference import begins_at_base
 from ._types import Draws, Key
-from ._weights import Tilt, balance, normalized, overlap_of, pareto_khat, tilt
+from ._weights import Tilt, balance, effective, normalized, overlap_of, pareto_khat, tilt
 
 NUM_DRAWS, NUM_NOISY_DRAWS, NUM_SIMULATIONS = 20_000, 4_000, 16
 """Draws of every proposal; with simulator noise fewer of them, each simulated so many times."""
@@ -40,6 +40,9 @@ UNSEEN_RATIO = 10.0
 ENOUGH_ALONE, MOST_UNSEEN_ALONE = 1000.0, 0.005
 """Effective draws, and share of the chains' draws in unseen places, from which and up to which the guide's weights need no
 bridge to the chains' draws."""
+
+MANY = 1000.0
+"""Effective draws of the base that show where the solution is: of a hundredth of its mass ten."""
 
 OWN, OTHER, BASE, SOLUTION, INDEPENDENT = range(5)
 """Where a draw comes from: the guide, another guide, the base, draws of the solution that the guide was fitted to, and such
@@ -171,7 +174,7 @@ class Pool(NamedTuple):
             log_normalizer=float(log_z + 0.5 * min(relative_variance, 1.0)),
             reached=tilted.reached,
             ess=float(ess),
-            khat=pareto_khat(weight),
+            khat=pareto_khat(weight, is_covered=effective(weight[self.kind[rows] == BASE]) >= MANY),
             relative_variance=relative_variance,
             overlap=overlap,
         )

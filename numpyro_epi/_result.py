@@ -80,7 +80,8 @@ class Result(eqx.Module):
     def num_simulations(self) -> int | None:
         """Model runs of the start, the steps, the fresh draws that the guide was looked at with, and of certificates.
 
-        Those of snapshots are not counted. ``None`` in files of releases that did not count.
+        Those of snapshots, and of conditioning on finite simulations, are not counted. ``None`` in files of releases that did
+        not count.
         """
         return self.settings.get("num_simulations")
 

@@ -52,6 +52,9 @@ FRESH_SHARE, FEWEST_FRESH, MOST_FRESH, FRESH_OF_EACH = 0.02, 160, 20_000, 16
 """Fresh simulations that the draws are checked by: as a share of all that may be run, at least and at most; of each draw, where
 these tell what is left."""
 
+MOST_SUCCEED = 0.99
+"""Share of fresh simulations that has to succeed for their means to be compared with the targets."""
+
 LEAST_GROWTH = 1.5
 """Times as many simulations of each draw as those before, at least, where it begins anew."""
 
@@ -221,7 +224,7 @@ class _Pooled(NamedTuple):
             noise=draws.noise[kept],
             log_before=before[kept],
             eta=found.eta,
-            log_density=draws.log_base[kept] + found.log_weight[kept] - before[kept] + math.log(len(before)),
+            log_density=draws.log_base[kept] + found.log_weight[kept] - before[kept] + math.log(len(before)) - optimism,
             log_normalizer=found.log_normalizer + log_mean + optimism,
             relative_variance=variance,
             reached=found.reached,
@@ -282,7 +285,8 @@ class _Checks(NamedTuple):
             if more >= LEAST_GROWTH * now.simulations:
                 return now, more, used
         more = min(MORE_WHERE_BIASED * now.simulations, MOST_TOGETHER, affordable // ROUNDS_AGAIN)
-        if now.ess < self.num_draws or more < LEAST_GROWTH * now.simulations:
+        is_affordable = spent + used + self.fresh <= self.max_simulations
+        if now.ess < self.num_draws or more < LEAST_GROWTH * now.simulations or not is_affordable:
             return now, now.simulations, used
         if _is_biased(now, *self._fresh(mean_key, now, self.fresh, 1), self.problem):
             return now._replace(bias=math.nan), more, used + self.fresh
@@ -316,9 +320,10 @@ def _is_biased(
     Noise that is far from normal, and grows with a parameter, favours the wrong draws: those whose few simulations happened to be
     small have a small mean and a small variance at once, and gain more weight than the correction takes away.
     """
-    moments = moments[succeeds]
-    if not len(moments):
+    if np.mean(succeeds) < MOST_SUCCEED:
+        # Fresh draws count by how often they succeed, and weighed ones do not.
         return False
+    moments = moments[succeeds]
     usable = np.isfinite(now.found.log_weight)
     weight = np.exp(now.found.log_weight[usable])
     spread = moments.std(axis=0)

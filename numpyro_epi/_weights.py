@@ -150,13 +150,15 @@ def overlap_of(log_share: np.ndarray) -> float:
     return float(np.sum(share * (1.0 - share)))
 
 
-def pareto_khat(weight: Float[np.ndarray, " N"]) -> float:
+def pareto_khat(weight: Float[np.ndarray, " N"], *, is_covered: bool = False) -> float:
     """Shape of a generalised Pareto distribution of the largest weights (Vehtari et al. 2024, JMLR 25:72).
 
     It is the limit for higher thresholds. Where the threshold lies in a heap of nearly equal weights, as of draws that the base
     alone proposes, the fit to all weights beyond it says 1 to 3 of weights that are at most seven times their mean. So where no
-    weight is large, the shape of a quarter of them counts if it is smaller by more than its standard error. Where they are in all
-    hardly larger than the threshold, whatever shape they have moves no mean, and it counts as none (zero).
+    weight is large, the shape of a quarter of them counts if it is smaller by more than its standard error.
+
+    Where the largest weights are in all hardly larger than the threshold, their shape moves no mean, and counts as none (zero): if
+    the draws' places are covered, since many effective ones among them are of a proposal that looks everywhere (``is_covered``).
     """
     weight = np.sort(weight[weight > 0])
     size = int(min(0.2 * len(weight), 3 * math.sqrt(len(weight))))
@@ -165,7 +167,7 @@ def pareto_khat(weight: Float[np.ndarray, " N"]) -> float:
     shape = _shape(weight, size)
     if weight[-1] > LITTLE * weight.sum():
         return shape
-    if np.sum(weight[-size:] - weight[-size - 1]) <= LITTLE_IN_ALL * weight.sum():
+    if is_covered and np.sum(weight[-size:] - weight[-size - 1]) <= LITTLE_IN_ALL * weight.sum():
         return min(shape, 0.0)
     higher = _shape(weight, size // 4)
     # The error of the maximum likelihood estimate (Smith 1987, Ann. Stat. 15:1174).

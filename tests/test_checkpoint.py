@@ -213,7 +213,7 @@ def test_a_registered_problem_is_found_again(tmp_path, monkeypatch):
     start = {"fit_draws": False, "message": "here", "log_normalizer": None, "infeasible": None}
     start |= {"ess": None, "times_solved": 0, "num_simulations": 0}
     with _checkpoint.Keeper(path, 0.0, new=True) as keeper:
-        keeper.save({**wanted.about(), "begin": start, "chunks": 0, "attempt": 0, "seconds": 1.0, "looked": 0}, arrays)
+        keeper.save({**wanted.about(), "begin": start, "chunks": 0, "attempt": 0, "seconds": 1.0, "looked": {}}, arrays)
     epi.resume(path)
     assert plans[0].problem.target[0] == 0.25
     assert plans[0].about() == wanted.about()
@@ -422,10 +422,10 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="Expected a checkpoint; there is no"):
         epi.resume(tmp_path / "none.ckpt")
     foreign = tmp_path / "notes.txt"
-    foreign.write_text("numpyro-epi checkpoint 10\n")
+    foreign.write_text("numpyro-epi checkpoint 11\n")
     with pytest.raises(
         ValueError,
-        match=r"Expected 'numpyro-epi checkpoint 9' at the start of .*got 'numpyro-epi checkpoint 10'.*the version of",
+        match=r"Expected 'numpyro-epi checkpoint 10' at the start of .*got 'numpyro-epi checkpoint 11'.*the version of",
     ):
         epi.resume(foreign)
 

@@ -204,6 +204,13 @@ def test_what_a_small_budget_leaves_of_a_bias_is_said():
     assert 0.006 < np.sqrt(found.relative_variance - weights) < 0.03
 
 
+def test_optimism_of_even_draws_is_half_a_multiplier_s_share():
+    """Of N draws with M uncorrelated statistics M / 2N, at any scale of these."""
+    slopes = np.random.default_rng(0).normal(size=(4000, 14)) * np.logspace(-6, 6, 14)
+    found = _weighed._optimism(np.full(4000, 1 / 4000), slopes - slopes.mean(axis=0), np.zeros((4000, 14, 14)))
+    assert found == pytest.approx(14 / 8000, rel=1e-3)
+
+
 def test_many_multipliers_fit_what_chance_left():
     """Means and covariances of four parameters: the least dual of these draws lies below the true one, by .005 on average."""
 
