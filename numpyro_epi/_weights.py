@@ -157,7 +157,7 @@ def pareto_khat(weight: Float[np.ndarray, " N"], *, is_covered: bool = False) ->
     alone proposes, the fit to all weights beyond it says 1 to 3 of weights that are at most seven times their mean. So where no
     weight is large, the shape of a quarter of them counts if it is smaller by more than its standard error.
 
-    Where the largest weights are in all hardly larger than the threshold, their shape moves no mean, and counts as none (zero): if
+    Where the largest weights are in all hardly larger than the threshold, their shape moves no mean, and counts as none (0): if
     the draws' places are covered, since many effective ones among them are of a proposal that looks everywhere (``is_covered``).
     """
     weight = np.sort(weight[weight > 0])
