@@ -74,6 +74,9 @@ START_BATCHES = 8
 MAX_PROPOSALS = 4
 """Most guides whose draws a certificate weighs: the chosen one and the best other restarts."""
 
+MOST_OF_GAP = 0.75
+"""Part of ``max_gap`` above which the error of a start's normaliser leaves a guide too little room to be certified."""
+
 MOST_LOOKS = 3
 """Certificates on the way, without one that is conclusive, after which a run whose records lie within ``max_gap`` ends."""
 
@@ -205,6 +208,11 @@ class Plan(NamedTuple):
         certificates: dict[int, Certificate | None] = {}
         looks: list[Certificate | None] = []
 
+        def may_be_certified(gap: float) -> bool:
+            # The error of the start's normaliser stays whatever the guide does: where it is most of what is allowed, look anyway.
+            error = 1.96 * math.sqrt(begin.known.relative_variance) if begin.known is not None else 0.0
+            return gap + error <= self.max_gap or error > MOST_OF_GAP * self.max_gap
+
         def seems_reached(states: list[LoopState], chunk: int) -> bool:
             verdicts = judge(states, 2 * NUM_CHUNKS + chunk, LOOK_BATCHES)
             if not all(np.all(np.abs(v.violation(self.problem.target)) <= self.tolerance) for v in verdicts):
@@ -214,7 +222,7 @@ class Plan(NamedTuple):
             # The same certificate as the verdict's would be, but for their draws.
             gap = begin.known.log_normalizer - verdicts[0].base_entropy
             gap += float(np.asarray(begin.eta, float) @ (verdicts[0].mean - self.problem.target))
-            return gap + 1.96 * math.sqrt(begin.known.relative_variance) <= self.max_gap
+            return may_be_certified(gap)
 
         def is_reached(states: list[LoopState], verdicts: list[Verdict], chunk: int) -> bool:
             if self._is_single(begin) and self.certify is not False:
@@ -224,10 +232,11 @@ class Plan(NamedTuple):
                 certificates[chunk] = found = self._certify(keys, begin, guide, verdicts[0], chunk, fresh)
                 looks.append(found)
                 tally.counts[f"certificate {chunk}"] = _own_simulations(found, begin)
-                if found is None or not found.conclusive:
+                is_near = found is not None and found.conclusive and found.upper <= self.max_gap
+                if found is None or not found.conclusive or may_be_certified(math.inf):
                     # More steps do not make the certificate's weights any better.
-                    return len(looks) >= MOST_LOOKS
-                return found.upper <= self.max_gap
+                    return is_near or len(looks) >= MOST_LOOKS
+                return is_near
             return True
 
         def may_be_reached(run: Chunks) -> bool:

@@ -224,6 +224,33 @@ def test_under_noise_the_start_s_own_draws_certify(is_noisy):
     assert (result.certificate.num_simulations == 10**9) == is_noisy
 
 
+class Unsure(epi.starts.AbstractStart):
+    """Draws of the solution whose normaliser is known to this relative variance."""
+
+    variance: float
+
+    def __call__(self, key, problem):
+        draws = jax.random.logistic(key, (500, 1))
+        log_density = np.asarray(-draws[:, 0] - 2 * jnp.logaddexp(0.0, -draws[:, 0]), float)
+        known = Known(log_density, 0.0, self.variance, 500.0, 0.1, 1000)
+        return epi.starts.Start(draws, False, jnp.zeros(1), "Begun.", known=known)
+
+
+def test_a_run_ends_where_its_start_s_error_is_more_than_may_be_left():
+    """More steps would leave it as it is."""
+
+    def model():
+        z = numpyro.sample("z", dist.Uniform(0.0, 1.0))
+        numpyro.deterministic("y", z + 0.1 * numpyro.sample("e", dist.Normal(0.0, 1.0)))
+
+    problem = epi.Problem(
+        model, epi.EmergentProperty(epi.Target(lambda s: s["y"], mean=0.5, name="y")), parameters=["z"]
+    )
+    result = short_fit(problem, start=Unsure(0.01), max_steps=500, num_draws=100)
+    assert result.satisfied and not result.certified
+    assert result.settings["steps"] < 200
+
+
 def test_model_that_is_never_finite_is_reported():
     result = short_fit(small_problem(lambda sites: sites["z"] * jnp.nan))
     assert result.status is epi.STATUS.nonfinite
