@@ -82,7 +82,7 @@ class Goal(NamedTuple):
 
     Attributes:
         may_be_reached: Whether independent draws are worth their simulations now; without them, from the records.
-        seems_reached: Whether a verdict is, from fewer draws, by the chunk's number.
+        seems_reached: Whether fewer draws say that a verdict is worth its simulations, by the chunk's number.
         is_reached: Whether guides whose verdicts are satisfied are near enough to the optimum, by the chunk's number.
         anew: Another beginning for a run that got stuck, or ``None``.
     """

@@ -231,9 +231,9 @@ class Plan(NamedTuple):
                 fresh = pool if chunk == 0 else None
                 certificates[chunk] = found = self._certify(keys, begin, guide, verdicts[0], chunk, fresh)
                 looks.append(found)
-                tally.counts[f"certificate {chunk}"] = _own_simulations(found, begin)
+                tally.counts[f"certificate {chunk}"] = own = _own_simulations(found, begin)
                 is_near = found is not None and found.conclusive and found.upper <= self.max_gap
-                if found is None or not found.conclusive or may_be_certified(math.inf):
+                if found is None or not found.conclusive or (not own and may_be_certified(math.inf)):
                     # More steps do not make the certificate's weights any better.
                     return is_near or len(looks) >= MOST_LOOKS
                 return is_near

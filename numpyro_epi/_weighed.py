@@ -235,15 +235,18 @@ class _Pooled(NamedTuple):
 def _optimism(
     weight: Float[np.ndarray, " N"], slopes: Float[np.ndarray, "N M"], noise: Float[np.ndarray, "N M M"]
 ) -> float:
-    """How far the least dual of these draws lies below the dual's least value on average, nats: multipliers fit their chance too.
+    """How far the minimum of these draws' dual lies below that of the true dual on average, nats, by the fit of the multipliers.
 
-    Half the squared length of the gradient's error by the inverse of the dual's curvature.
+    It is half of ``g' H^-1 g``, ``H`` the dual's curvature and ``g`` its gradient's error. Directions of noise alone have none.
     """
     centred = slopes * weight[:, None]
-    curvature = centred.T @ slopes - np.einsum("n,nij->ij", weight, noise)
-    size = np.sqrt(np.maximum(np.diagonal(curvature), np.finfo(float).tiny))
-    inverse = np.linalg.pinv(curvature / np.outer(size, size), rcond=1e-6, hermitian=True)
-    return 0.5 * float(np.sum(inverse * ((centred / size).T @ (centred / size))))
+    spread = centred.T @ slopes
+    size = np.sqrt(np.diagonal(spread))
+    size = np.where(size > 0, size, 1.0)
+    curvature = (spread - np.einsum("n,nij->ij", weight, noise)) / np.outer(size, size)
+    values, vectors = np.linalg.eigh(curvature)
+    kept = values > 1e-3
+    return 0.5 * float(np.sum(np.square((centred / size) @ vectors[:, kept]) / values[kept]))
 
 
 class _Checks(NamedTuple):

@@ -209,6 +209,12 @@ def test_optimism_of_even_draws_is_half_a_multiplier_s_share():
     slopes = np.random.default_rng(0).normal(size=(4000, 14)) * np.logspace(-6, 6, 14)
     found = _weighed._optimism(np.full(4000, 1 / 4000), slopes - slopes.mean(axis=0), np.zeros((4000, 14, 14)))
     assert found == pytest.approx(14 / 8000, rel=1e-3)
+    # The first statistic is nothing but noise, and the second does not vary.
+    noise = np.zeros((4000, 14, 14))
+    noise[:, 0, 0] = 1.01 * np.mean(np.square(slopes[:, 0]))
+    fewer = slopes - slopes.mean(axis=0)
+    fewer[:, 1] = 0.0
+    assert _weighed._optimism(np.full(4000, 1 / 4000), fewer, noise) == pytest.approx(12 / 8000, rel=0.01)
 
 
 def test_many_multipliers_fit_what_chance_left():
