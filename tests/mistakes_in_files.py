@@ -253,7 +253,7 @@ CLI = {
     "resume, missing": (["resume", "{0}/none.nc.ckpt"], "Expected a checkpoint; there is no .*none.nc.ckpt"),
     "resume, text": (
         ["resume", "{0}/text.nc.ckpt", "--out", "{0}/n.nc"],
-        "Expected 'numpyro-epi checkpoint .' at the start of .*text.nc.ckpt",
+        "Expected 'numpyro-epi checkpoint [0-9]+' at the start of .*text.nc.ckpt",
     ),
     "resume, no suffix": (["resume", "{0}/run"], "Expected a checkpoint that ends in .ckpt, or --out; got .*run"),
     "resume, other suffix": (["resume", "{0}/run.csv.ckpt"], "ends in .nc .*; got .*run.csv"),
