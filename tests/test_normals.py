@@ -44,18 +44,27 @@ def test_a_step_never_makes_the_draws_less_likely(seed: int):
     for _ in range(20):
         found = found.likelier(draws)
         likelihoods.append(found.log_density(draws).mean())
-    # The least spread is added in every step.
+    # Every step adds the least spread, in quadrature.
     assert np.all(np.diff(likelihoods) > -1e-6)
 
 
 @pytest.mark.parametrize("seed", [21, 22, 23])
 def test_needles_of_any_width_are_found(seed: int):
-    """Up to what 15 free numbers cost, 15 / 2N, a few times, and the least spread, a hundredth of the thinnest."""
+    """Up to what 15 free numbers cost, 15 / 2N, a few times, and the least spread, a thousandth of the thinnest."""
     draws, others = draws_of(seed, 8000), draws_of(seed + 100, 8000)
     scale = draws.std(axis=0)
     found = _normals.fitted(draws / scale, 4).log_density(others / scale) - np.log(2 * np.pi) - np.log(scale).sum()
     short = exact_log_density(others) - found
     assert short.mean() < 0.02 + 4 * short.std() / np.sqrt(len(short))
+
+
+@pytest.mark.parametrize("width", [1e-4, 1e-5])
+def test_needles_far_thinner_than_all_draws_keep_their_widths(width: float):
+    centres, label = np.array([-1.3, -0.2, 0.5, 1.4]), np.random.default_rng(31).integers(0, 4, size=8000)
+    draws = centres[label] + width * np.random.default_rng(32).normal(size=8000)
+    found = _normals.fitted(draws[:, None], 4)
+    # Four standard errors of the spread of 2000 draws.
+    np.testing.assert_allclose(found.spreads, width, rtol=4 / np.sqrt(2 * 2000))
 
 
 def test_clusters_of_one_draw_become_parts_of_the_largest_that_differ():
