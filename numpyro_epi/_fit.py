@@ -215,6 +215,8 @@ def _begun(saved: Saved) -> starts.Start | None:
         array = saved.arrays.get(f"begin.{name}")
         return None if array is None else jnp.asarray(array)
 
+    found = (optional(f"proposed.{name}") for name in starts.Proposed._fields)
+    proposed = [part for part in found if part is not None]
     return starts.Start(
         draws=jnp.asarray(saved.arrays["begin.draws"]),
         fit_draws=about["fit_draws"],
@@ -228,6 +230,7 @@ def _begun(saved: Saved) -> starts.Start | None:
         eta=optional("eta"),
         covariance=optional("covariance"),
         independent=optional("independent"),
+        proposed=starts.Proposed(*proposed) if proposed else None,
         known=Known(saved.arrays["begin.known.log_density"], **known) if known else None,
     )
 

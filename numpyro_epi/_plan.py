@@ -170,12 +170,21 @@ class Plan(NamedTuple):
         conditioned = conditioner(self.problem)
         pool: Pool | None = None
         first: AbstractDistribution | None = None
-        if saved is None and self.certify is not False:
-            settle_keys = jnp.stack([keys[1], self._certificate_key(keys, 0)])
-            begin, shape, first, pool = settle(settle_keys, self.problem, self.method.flow, begin, conditioned)
+        tally = _Tally(self.problem, {} if saved is None else saved.about["looked"])
+        if saved is None:
+            if begin.proposed is not None:
+                tally.measured("fits", 2 * START_BATCHES * self.num_draws)
+            begin, shape, first, pool = settle(
+                jnp.stack([keys[1], self._certificate_key(keys, 0)]),
+                self.problem,
+                self.method.flow,
+                begin,
+                conditioned,
+                measure_with=(START_BATCHES, self.num_draws),
+                may_solve=self.certify is not False,
+            )
         else:
             shape = outline(self.method.flow, begin)
-        tally = _Tally(self.problem, {} if saved is None else saved.about["looked"])
         tally.measured("beginning", self.num_restarts * START_BATCHES * self.num_draws)
         if pool is not None:
             tally.counts["certificate 0"] = pool.num_simulations
@@ -198,6 +207,8 @@ class Plan(NamedTuple):
                 optional = {name: getattr(begin, name) for name in ("eta", "covariance", "independent", "log_density")}
                 arrays |= {f"begin.{name}": np.asarray(a) for name, a in optional.items() if a is not None}
                 start = {name: getattr(begin, name) for name in KEPT_OF_START}
+                if begin.proposed is not None:
+                    arrays |= {f"begin.proposed.{name}": np.asarray(a) for name, a in begin.proposed._asdict().items()}
                 if begin.known is not None:
                     arrays["begin.known.log_density"] = np.asarray(begin.known.log_density)
                     start["known"] = {name: getattr(begin.known, name) for name in Known._fields[1:]}

@@ -15,6 +15,7 @@ from flowjax.distributions import AbstractDistribution
 
 from . import flows
 from ._begin import Outline, begin_flow, outline
+from ._fresh import measure
 from ._pilot import resample
 from ._pool import OWN, Pool, pooled, sees_all
 from ._problem import Problem
@@ -55,8 +56,11 @@ def settle(
     builder: flows.FlowBuilder,
     begin: Start,
     conditioned: Callable[[AbstractDistribution], AbstractDistribution],
+    *,
+    measure_with: tuple[int, int],
+    may_solve: bool = True,
 ) -> Settled:
-    """Begin a flow, and solve the dual again until its weights agree with the start.
+    """Begin a flow, by the better of two fits, and solve the dual again until its weights agree with the start.
 
     Args:
         keys: Of the flow and of the draws, shape [2].
@@ -64,17 +68,50 @@ def settle(
         builder: Of the flow.
         begin: The start. Where its draws were weighed to the solution, or it has no multipliers, it stays as it is.
         conditioned: Makes a guide of a flow.
+        measure_with: Batches and draws in each, for the choice of a fit.
+        may_solve: Make draws for a certificate, by whose weights the dual may be solved again.
     """
     while True:
         shape = outline(builder, begin)
         flow = begin_flow(keys[0], builder, begin, shape)
-        if begin.eta is None or begin.known is not None or not begin.fit_draws or problem.simulator.noise:
+        if begin.proposed is not None:
+            begin, flow = _by_likelihood_if_nearer(keys, problem, builder, begin, shape, flow, measure_with)
+        if (
+            not may_solve
+            or begin.eta is None
+            or begin.known is not None
+            or not begin.fit_draws
+            or problem.simulator.noise
+        ):
             return Settled(begin, shape, flow, None)
         pool = pool_of(keys[1], problem, conditioned(flow), begin)
         better = solved_again(pool, problem, begin) if begin.times_solved < MOST_TIMES else None
         if better is None:
             return Settled(begin, shape, flow, pool)
         begin = better
+
+
+def _by_likelihood_if_nearer(
+    keys: Key,
+    problem: Problem,
+    builder: flows.FlowBuilder,
+    begin: Start,
+    shape: Outline,
+    flow: AbstractDistribution,
+    measure_with: tuple[int, int],
+) -> tuple[Start, AbstractDistribution]:
+    """The start and its flow, or those without proposals: they do not know of a flow's mass where none of them are."""
+    other = begin._replace(proposed=None)
+    likeliest = begin_flow(keys[0], builder, other, shape)
+
+    def value(flow: AbstractDistribution) -> float:
+        """Less the divergence from the solution, nats, any constant added."""
+        found = measure(problem, flow, keys[1], *measure_with)
+        with np.errstate(divide="ignore"):
+            slack = np.asarray(begin.eta, float) @ (found.mean - problem.target)
+            return float(np.nan_to_num(found.base_entropy - slack + np.log(found.finite_share), nan=-np.inf))
+
+    return (other, likeliest) if value(likeliest) > value(flow) else (begin, flow)
 
 
 def pool_of(key: Key, problem: Problem, guide: AbstractDistribution, begin: Start) -> Pool:

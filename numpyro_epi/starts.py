@@ -4,6 +4,7 @@ A start gives draws in unconstrained coordinates; the guide is moved to their me
 for it, fitted to them by maximum likelihood.
 """
 
+import math
 from abc import abstractmethod
 from typing import NamedTuple
 
@@ -35,6 +36,20 @@ TIMES_WHERE_TRIVIAL = 50
 """Model runs of the weighed draws over those of the search, where one takes next to no time: as many as chains take."""
 
 
+class Proposed(NamedTuple):
+    """Every draw that was weighed to the solution, those next to the property among them.
+
+    Attributes:
+        draws: In unconstrained coordinates, shape [N, D].
+        log_density: Of the solution, nats, normalised, shape [N].
+        log_weight: Of the solution over what the draws were proposed from; the mean of its exponential is one, shape [N].
+    """
+
+    draws: Draws
+    log_density: PerDraw
+    log_weight: PerDraw
+
+
 class Start(NamedTuple):
     """What a run begins with.
 
@@ -52,6 +67,7 @@ class Start(NamedTuple):
         log_density: Of the solution at ``draws``, nats, any constant added, shape [N]; ``None`` where it is not known exactly.
         is_hopeless: That is certain, and no other start is worth a try.
         ess: Effective number of ``draws``, where they are worth fewer than they are.
+        proposed: What ``draws`` were chosen from, where they were weighed to the solution; the flow is then fitted to that.
         times_solved: How often the dual was solved again from a flow's weights.
         num_simulations: Model runs that it took, gradients and starts that did not succeed included.
     """
@@ -68,6 +84,7 @@ class Start(NamedTuple):
     log_density: PerDraw | None = None
     is_hopeless: bool = False
     ess: float | None = None
+    proposed: Proposed | None = None
     times_solved: int = 0
     num_simulations: int = 0
 
@@ -236,6 +253,7 @@ def _weighed_start(problem: Problem, weighed: Weighed, num_simulations: int) -> 
     weight = np.exp(weighed.log_weight)
     centred = weighed.moments - weight @ weighed.moments
     covariance = (centred * weight[:, None]).T @ centred
+    proposed = (weighed.draws, weighed.log_density, weighed.log_weight + math.log(len(weighed.draws)))
     known = Known(
         log_density=columns[:, -1],
         log_normalizer=weighed.log_normalizer,
@@ -253,6 +271,7 @@ def _weighed_start(problem: Problem, weighed: Weighed, num_simulations: int) -> 
         covariance=jnp.asarray(covariance, draws.dtype),
         log_normalizer=float(weighed.log_normalizer),
         log_density=None if problem.simulator.noise else jnp.asarray(columns[:, -1], draws.dtype),
+        proposed=Proposed(*(jnp.asarray(part, draws.dtype) for part in proposed)),
         num_simulations=num_simulations,
     )
 

@@ -564,11 +564,13 @@ def test_a_run_in_a_thread_needs_no_signals(whole):
 def test_a_start_comes_back_whole():
     """All that a checkpoint holds of one: numbers and words by name, arrays beside them."""
     arrays = ("draws", "eta", "covariance", "independent", "log_density")
+    proposed = [f"proposed.{name}" for name in ("draws", "log_density", "log_weight")]
     numbers = {"fit_draws": True, "message": "here", "log_normalizer": -1.5, "infeasible": None, "ess": 7.0}
     numbers |= {"times_solved": 1, "num_simulations": 12}
     assert set(numbers) == set(_plan.KEPT_OF_START)
-    kept = {f"begin.{name}": np.full(2, number, np.float32) for number, name in enumerate(arrays)}
+    kept = {f"begin.{name}": np.full(2, number, np.float32) for number, name in enumerate((*arrays, *proposed))}
     found = _fit._begun(_checkpoint.Saved({"begin": numbers}, kept, Path("run.ckpt")))
     assert {name: getattr(found, name) for name in numbers} == numbers
     for name in arrays:
         np.testing.assert_array_equal(getattr(found, name), kept[f"begin.{name}"])
+    np.testing.assert_array_equal(found.proposed, [kept[f"begin.{name}"] for name in proposed])

@@ -8,6 +8,7 @@ import numpy as np
 import numpyro
 import numpyro.distributions as dist
 import pytest
+import scipy.stats
 from flowjax.distributions import StandardNormal
 
 import numpyro_epi as epi
@@ -49,7 +50,7 @@ def start_of_chains(key, prior_share):
 
 
 def settled(keys, problem, builder, begin):
-    return _settled.settle(keys, problem, builder, begin, conditioner(problem))
+    return _settled.settle(keys, problem, builder, begin, conditioner(problem), measure_with=(8, 500))
 
 
 @pytest.mark.parametrize("prior_share", [0.8, 0.3])
@@ -190,3 +191,28 @@ def test_chains_that_were_off_are_no_bridge(times_solved, monkeypatch):
     ((key, may_bridge),) = asked
     assert may_bridge == (times_solved == 0)
     assert key == jr.fold_in(jr.key(3), times_solved)
+
+
+@pytest.mark.parametrize("are_draws_right", [True, False])
+def test_the_fit_that_fresh_draws_show_to_be_nearer_is_kept(are_draws_right):
+    """A normal with another mean, of which either the draws or what they were proposed from are of a wrong distribution."""
+
+    def model():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    problem = epi.Problem(model, epi.EmergentProperty(epi.Target(lambda sites: sites["x"], 1.0)))
+    right, wrong = scipy.stats.norm(1.0, 1.0), scipy.stats.norm(-1.0, 0.5)
+    of_draws, of_proposals = (right, wrong) if are_draws_right else (wrong, right)
+    rng = np.random.default_rng(7)
+    proposals = 2.0 * rng.normal(size=(4000, 1))
+    log_p = of_proposals.logpdf(proposals[:, 0])
+    columns = proposals, log_p, log_p - scipy.stats.norm(0.0, 2.0).logpdf(proposals[:, 0])
+    draws = of_draws.rvs(size=(4000, 1), random_state=rng)
+    begin = starts.Start(jnp.asarray(draws, float), True, jnp.array([-1.0]), "By hand.", covariance=jnp.eye(1))
+    begin = begin._replace(proposed=starts.Proposed(*(jnp.asarray(column, float) for column in columns)))
+    keys, light = jr.split(jr.key(8)), flows.Elementwise(num_stages=1)
+    found = _settled.settle(keys, problem, light, begin, conditioner(problem), measure_with=(8, 500), may_solve=False)
+    assert found.begin.proposed is (None if are_draws_right else begin.proposed)
+    z = found.flow.sample(jr.key(9), (4000,))
+    # Four standard errors.
+    assert jnp.mean(z) == pytest.approx(1.0, abs=4 / np.sqrt(4000) + 0.05)
