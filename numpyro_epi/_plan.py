@@ -172,9 +172,7 @@ class Plan(NamedTuple):
         first: AbstractDistribution | None = None
         tally = _Tally(self.problem, {} if saved is None else saved.about["looked"])
         if saved is None:
-            if begin.proposed is not None:
-                tally.measured("fits", 2 * START_BATCHES * self.num_draws)
-            begin, shape, first, pool = settle(
+            begin, shape, first, pool, num_measured = settle(
                 jnp.stack([keys[1], self._certificate_key(keys, 0)]),
                 self.problem,
                 self.method.flow,
@@ -183,6 +181,7 @@ class Plan(NamedTuple):
                 measure_with=(START_BATCHES, self.num_draws),
                 may_solve=self.certify is not False,
             )
+            tally.measured("fits", num_measured * START_BATCHES * self.num_draws)
         else:
             shape = outline(self.method.flow, begin)
         tally.measured("beginning", self.num_restarts * START_BATCHES * self.num_draws)

@@ -31,6 +31,10 @@ as the weights are worth."""
 MOST_TIMES = 2
 """That the dual is solved again. A flow that is fitted to better draws has better weights."""
 
+NEAR = 0.02
+"""Distance, nats, of a flow from the solution, by fresh draws, at which no other fit is tried: less than half the default
+``max_gap``, and about twice the error of a weighed start's normaliser."""
+
 SOLVED_AGAIN = "By the weights of a flow fitted to them the means were off, and the dual was solved again from these."
 
 
@@ -42,12 +46,14 @@ class Settled(NamedTuple):
         shape: What flows are made of.
         flow: The first one.
         pool: Its draws and others', from which a certificate is made; ``None`` where none were made.
+        num_measured: Fits that fresh draws measured.
     """
 
     begin: Start
     shape: Outline
     flow: AbstractDistribution
     pool: Pool | None
+    num_measured: int = 0
 
 
 def settle(
@@ -74,8 +80,9 @@ def settle(
     while True:
         shape = outline(builder, begin)
         flow = begin_flow(keys[0], builder, begin, shape)
+        count = 0
         if begin.proposed is not None:
-            begin, flow = _by_likelihood_if_nearer(keys, problem, builder, begin, shape, flow, measure_with)
+            begin, flow, count = _by_likelihood_if_nearer(keys, problem, builder, begin, shape, flow, measure_with)
         if (
             not may_solve
             or begin.eta is None
@@ -83,11 +90,11 @@ def settle(
             or not begin.fit_draws
             or problem.simulator.noise
         ):
-            return Settled(begin, shape, flow, None)
+            return Settled(begin, shape, flow, None, count)
         pool = pool_of(keys[1], problem, conditioned(flow), begin)
         better = solved_again(pool, problem, begin) if begin.times_solved < MOST_TIMES else None
         if better is None:
-            return Settled(begin, shape, flow, pool)
+            return Settled(begin, shape, flow, pool, count)
         begin = better
 
 
@@ -99,19 +106,22 @@ def _by_likelihood_if_nearer(
     shape: Outline,
     flow: AbstractDistribution,
     measure_with: tuple[int, int],
-) -> tuple[Start, AbstractDistribution]:
-    """The start and its flow, or those without proposals: they do not know of a flow's mass where none of them are."""
-    other = begin._replace(proposed=None)
-    likeliest = begin_flow(keys[0], builder, other, shape)
+) -> tuple[Start, AbstractDistribution, int]:
+    """The start and its flow, or those without proposals, which do not know of mass where none of them are; and measured fits."""
 
     def value(flow: AbstractDistribution) -> float:
-        """Less the divergence from the solution, nats, any constant added."""
+        """Less the divergence from the solution, nats, and ``log Z``."""
         found = measure(problem, flow, keys[1], *measure_with)
         with np.errstate(divide="ignore"):
             slack = np.asarray(begin.eta, float) @ (found.mean - problem.target)
             return float(np.nan_to_num(found.base_entropy - slack + np.log(found.finite_share), nan=-np.inf))
 
-    return (other, likeliest) if value(likeliest) > value(flow) else (begin, flow)
+    reached = value(flow)
+    if begin.log_normalizer is not None and begin.log_normalizer - reached <= NEAR:
+        return begin, flow, 1
+    other = begin._replace(proposed=None)
+    likeliest = begin_flow(keys[0], builder, other, shape)
+    return (other, likeliest, 2) if value(likeliest) > reached else (begin, flow, 2)
 
 
 def pool_of(key: Key, problem: Problem, guide: AbstractDistribution, begin: Start) -> Pool:

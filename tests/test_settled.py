@@ -12,7 +12,7 @@ import scipy.stats
 from flowjax.distributions import StandardNormal
 
 import numpyro_epi as epi
-from numpyro_epi import _plan, _settled, flows, starts
+from numpyro_epi import _begin, _plan, _settled, flows, starts
 from numpyro_epi._conditioned import conditioner
 
 WIDTH, TARGET, COUNT = 0.1, 0.2, 8000
@@ -216,3 +216,24 @@ def test_the_fit_that_fresh_draws_show_to_be_nearer_is_kept(are_draws_right):
     z = found.flow.sample(jr.key(9), (4000,))
     # Four standard errors.
     assert jnp.mean(z) == pytest.approx(1.0, abs=4 / np.sqrt(4000) + 0.05)
+
+
+@pytest.mark.parametrize("log_normalizer", [-0.5, None])
+def test_no_other_fit_is_made_where_the_first_is_near(log_normalizer, monkeypatch):
+    """The normaliser of a normal's mean moved by one; fits are counted."""
+
+    def model():
+        numpyro.sample("x", dist.Normal(0.0, 1.0))
+
+    problem = epi.Problem(model, epi.EmergentProperty(epi.Target(lambda sites: sites["x"], 1.0)))
+    draws = 1.0 + np.random.default_rng(7).normal(size=(4000, 1))
+    log_p = scipy.stats.norm(1.0, 1.0).logpdf(draws[:, 0])
+    proposed = starts.Proposed(*(jnp.asarray(column, float) for column in (draws, log_p, 0 * log_p)))
+    begin = starts.Start(jnp.asarray(draws, float), True, jnp.array([-1.0]), "By hand.", covariance=jnp.eye(1))
+    begin = begin._replace(proposed=proposed, log_normalizer=log_normalizer)
+    fits = []
+    monkeypatch.setattr(_settled, "begin_flow", lambda *given: fits.append(given[2]) or _begin.begin_flow(*given))
+    keys, light = jr.split(jr.key(8)), flows.Elementwise(num_stages=1)
+    found = _settled.settle(keys, problem, light, begin, conditioner(problem), measure_with=(8, 500), may_solve=False)
+    assert found.num_measured == len(fits)
+    assert [fit.proposed is None for fit in fits] == ([False] if log_normalizer else [False, True])
