@@ -18,16 +18,7 @@ from jaxtyping import Array, Bool, Float
 
 from ._journal import remembered
 from ._noise import Left, left
-from ._pilot import (
-    ENOUGH_PER_DIM,
-    PRIOR_SHARE,
-    Near,
-    Proposal,
-    around,
-    effective,
-    log_density,
-    propose,
-)
+from ._pilot import ENOUGH_PER_DIM, PRIOR_SHARE, Near, Proposal, around, effective, log_density, propose
 from ._problem import Problem
 from ._products import compiled
 from ._types import Draws, Key, PerDraw
@@ -116,7 +107,12 @@ class _Round(NamedTuple):
         """Of the base over the mixture of all rounds' normals, each of which has its share of the prior."""
         normals = scipy.special.logsumexp(self.log_proposals, axis=1) - math.log(self.log_proposals.shape[1])
         mixture = np.logaddexp(math.log(PRIOR_SHARE) + self.log_prior, math.log1p(-PRIOR_SHARE) + normals)
-        return self.log_base - mixture
+        return self.over(mixture)
+
+    def over(self, log_proposal: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+        """Log of the base over such densities; none where there is no base, as on a bound, where they may be none either."""
+        log_weight = np.full(len(self.log_base), -np.inf)
+        return np.subtract(self.log_base, log_proposal, out=log_weight, where=np.isfinite(self.log_base))
 
     def tilted(self, log_weight: Float[np.ndarray, " N"], problem: Problem) -> Tilt:
         return tilt(log_weight, self.moments, problem.target, noise=self.noise if problem.simulator.noise else None)
@@ -139,7 +135,7 @@ def weigh_draws(problem: Problem, key: Key, near: Near, *, num_draws: int, batch
     count = min(len(near.draws), max_simulations // simulations)
     first = _simulate(problem, next(keys), jnp.asarray(near.draws[:count], float), simulations, [])
     spent = count * simulations
-    now = _Pooled.of(first, first.log_base - first.log_prior + near.log_weight[:count], problem, simulations)
+    now = _Pooled.of(first, first.over(first.log_prior) + near.log_weight[:count], problem, simulations)
     proposals: list[Proposal] = []
     rounds: list[_Round] = []
     enough = ENOUGH_PER_DIM * problem.dim

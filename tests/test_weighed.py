@@ -311,6 +311,21 @@ def test_simulations_that_all_fail_are_worth_nothing():
     assert len(found.draws) == 0
 
 
+def test_a_draw_on_a_bound_has_no_weight():
+    """Rounded onto it, it has neither a base nor a prior, and is worth nothing; the rest goes on."""
+
+    def model():
+        numpyro.sample("x", dist.Uniform(0.0, 1.0).expand([2]).to_event(1))
+
+    problem = problem_of(model, lambda s: s["x"][0], 0.6, 0.1)
+    draws = np.random.default_rng(5).normal(size=(500, 2))
+    draws[3] = np.inf
+    near = Near(draws, np.full(500, -np.log(500)), 0.0, 500)
+    found = weigh_draws(problem, jax.random.key(2), near, num_draws=500, batch=2000, max_simulations=20_000)
+    assert found.ess >= 500
+    assert np.all(np.isfinite(found.draws))
+
+
 def test_start_has_the_solution_and_says_so():
     start = epi.starts.Pilot()(jax.random.key(0), NORMAL)
     np.testing.assert_allclose(start.eta, [-3.0, 7.5], rtol=0.1)
