@@ -40,10 +40,10 @@ draws are in a thin tube. With it, and twice as many looks, the forward KL of a 
 nats, of a product of eleven densities from .058 to .027, of two tubes from .42 and .16 to .37 and .13."""
 
 MOST_LOG_WEIGHT, MOST_LOG_RATIO, MOST_PASSES_WEIGHED = 2.0, 10.0, 500
-"""Where draws have weights: largest log of the flow's density over that of the proposals, and of it over the solution's, nats,
-that a draw counts with; and most times that it is seen. After the likelihood fit to 4000 draws weighed for the STG a flow was
-.062 nats away, with the divergence .021; with that alone .018, but 8 nats for a shell in four dimensions, by mass where no draws
-were."""
+"""Where proposals are known: largest log of the flow's density over theirs that a draw counts with, nats; log of it over the
+solution's from which on the divergence grows slowly; and most times that a draw is seen. After the likelihood fit to 4000 draws
+weighed for the STG a flow was .062 nats away, with the divergence .021; with that alone .018, but 8 nats for a shell in four
+dimensions, by mass where no draws were."""
 
 FOLLOWED = 0.005
 """Divergence, nats, of a flow from the draws' density, down to which it is fitted: a tenth of the default ``max_gap``."""
@@ -253,30 +253,33 @@ class _Fitted(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Draws that a flow is fitted to, the solution's log density there, and its log over the density they were proposed from."""
+    """Draws that a flow is fitted to, and log densities there: the solution's, and that which they were proposed from."""
 
     draws: Draws
     log_density: PerDraw | None
-    log_weight: PerDraw | None
+    log_proposal: PerDraw | None
 
     def at(self, rows: Array | np.ndarray) -> "_Rows":
         return jax.tree.map(lambda part: part[rows], self)
 
 
 def _loss(flow: AbstractDistribution, rows: _Rows) -> tuple[Scalar, Scalar]:
-    """Less the likelihood, nats, and where draws have weights the symmetric divergence beside it, which these estimate.
+    """The loss, nats: less the likelihood, plus the symmetric divergence where proposals are known; and that divergence.
 
-    Each draw's part of the divergence (Jeffreys 1946, Proc. R. Soc. A 186:453), ``(q - p) log(q / p) / g``, is positive, and zero
-    where the flow is right: near the solution it hardly varies, while a likelihood does, and draws next to the property that do
+    Each draw's part of it (Jeffreys 1946, Proc. R. Soc. A 186:453), ``(q - p) log(q / p) / g``, is never negative, and zero where
+    the flow is right: near the solution it hardly varies, while a likelihood does, and draws next to the property that do
     not have it count too. Mass of the flow where no draws are costs nothing by it, but it costs likelihood.
     """
     log_q = flow.log_prob(rows.draws)
-    if rows.log_weight is None or rows.log_density is None:
+    if rows.log_proposal is None or rows.log_density is None:
         return -jnp.mean(log_q), jnp.full((), jnp.inf, float)
-    ratio = log_q - rows.log_density
-    most = jnp.maximum(rows.log_weight, MOST_LOG_WEIGHT)
-    weight, of_flow = jnp.exp(rows.log_weight), jnp.exp(jnp.minimum(ratio + rows.log_weight, most))
-    divergence = jnp.mean((of_flow - weight) * jnp.clip(ratio, -MOST_LOG_RATIO, MOST_LOG_RATIO))
+    log_q = jnp.maximum(log_q, starts.LEAST_LOG_DENSITY)
+    ratio, log_weight = log_q - rows.log_density, rows.log_density - rows.log_proposal
+    most = jnp.maximum(log_weight, MOST_LOG_WEIGHT)
+    weight, of_flow = jnp.exp(log_weight), jnp.exp(jnp.minimum(log_q - rows.log_proposal, most))
+    beyond = jnp.maximum(jnp.abs(ratio) - MOST_LOG_RATIO, 0.0)
+    slowed = jnp.clip(ratio, -MOST_LOG_RATIO, MOST_LOG_RATIO) + jnp.sign(ratio) * jnp.log1p(beyond)
+    divergence = jnp.mean((of_flow - weight) * slowed)
     return divergence - jnp.mean(weight * log_q), divergence
 
 
@@ -286,17 +289,17 @@ def _fit_draws(
     flow: AbstractDistribution,
     draws: Draws,
     log_density: PerDraw | None,
-    log_weight: PerDraw | None,
+    log_proposal: PerDraw | None,
     ess: float | None,
 ) -> AbstractDistribution:
-    """The least forward KL, by maximum likelihood, and with weights divergence; of the looks at held-out draws the best.
+    """The least `_loss`: a forward KL, by maximum likelihood, and the divergence; of the looks at held-out draws the best.
 
-    It ends where the flow follows the draws' own ``log_density``, of any normaliser where there are no weights.
+    It ends where the flow follows the draws' own ``log_density``, of any normaliser where no proposals are known.
     """
     parameters, static = partition(flow)
     is_held = _held_out(len(draws))
-    train, held = (_Rows(draws, log_density, log_weight).at(rows) for rows in (~is_held, is_held))
-    passes = MOST_PASSES if log_weight is None else MOST_PASSES_WEIGHED
+    train, held = (_Rows(draws, log_density, log_proposal).at(rows) for rows in (~is_held, is_held))
+    passes = MOST_PASSES if log_proposal is None else MOST_PASSES_WEIGHED
     num_seen = len(train.draws) if ess is None else min(len(train.draws), int(ess))
     per_look = max(1, min(MOST_STEPS, passes * num_seen // LIKELIHOOD_DRAWS) // LOOKS)
     num_steps = LOOKS * per_look
@@ -307,7 +310,7 @@ def _fit_draws(
     def looked(parameters: PyTree) -> tuple[Scalar, Bool[Array, ""]]:
         flow = combine(parameters, static)
         loss, divergence = _loss(flow, held)
-        if log_density is None or log_weight is not None:
+        if log_density is None or log_proposal is not None:
             return -loss, divergence <= 2 * FOLLOWED
         # Half the variance of a log ratio is the divergence where it is small, whatever the normaliser.
         return -loss, 0.5 * jnp.var(log_density - flow.log_prob(draws)) <= FOLLOWED

@@ -32,8 +32,8 @@ MOST_TIMES = 2
 """That the dual is solved again. A flow that is fitted to better draws has better weights."""
 
 NEAR = 0.02
-"""Distance, nats, of a flow from the solution, by fresh draws, at which no other fit is tried: less than half the default
-``max_gap``, and about twice the error of a weighed start's normaliser."""
+"""Distance, nats, of a flow from the solution, by fresh draws, at which no other fit is tried, with the standard error of the
+start's normaliser: less than half the default ``max_gap``."""
 
 SOLVED_AGAIN = "By the weights of a flow fitted to them the means were off, and the dual was solved again from these."
 
@@ -42,7 +42,7 @@ class Settled(NamedTuple):
     """A start, and the flow that it begins.
 
     Attributes:
-        begin: The start, with other draws and multipliers where it was solved again.
+        begin: The start, with other draws and multipliers where it was solved again, without proposals where these misled.
         shape: What flows are made of.
         flow: The first one.
         pool: Its draws and others', from which a certificate is made; ``None`` where none were made.
@@ -72,7 +72,7 @@ def settle(
         keys: Of the flow and of the draws, shape [2].
         problem: The question. With noise weights are no better than chains, and nothing is solved again.
         builder: Of the flow.
-        begin: The start. Where its draws were weighed to the solution, or it has no multipliers, it stays as it is.
+        begin: The start. Where its draws were weighed to the solution, or it has no multipliers, the dual is not solved again.
         conditioned: Makes a guide of a flow.
         measure_with: Batches and draws in each, for the choice of a fit.
         may_solve: Make draws for a certificate, by whose weights the dual may be solved again.
@@ -107,17 +107,21 @@ def _by_likelihood_if_nearer(
     flow: AbstractDistribution,
     measure_with: tuple[int, int],
 ) -> tuple[Start, AbstractDistribution, int]:
-    """The start and its flow, or those without proposals, which do not know of mass where none of them are; and measured fits."""
+    """The start and its flow, or those by the likelihood alone where fresh draws show them nearer; and how many were measured.
+
+    The divergence knows of no mass where nothing was proposed.
+    """
 
     def value(flow: AbstractDistribution) -> float:
-        """Less the divergence from the solution, nats, and ``log Z``."""
-        found = measure(problem, flow, keys[1], *measure_with)
+        """``log Z`` less the divergence from the solution, nats."""
+        found = measure(problem, flow, jax.random.fold_in(keys[1], MOST_TIMES), *measure_with)
         with np.errstate(divide="ignore"):
             slack = np.asarray(begin.eta, float) @ (found.mean - problem.target)
             return float(np.nan_to_num(found.base_entropy - slack + np.log(found.finite_share), nan=-np.inf))
 
     reached = value(flow)
-    if begin.log_normalizer is not None and begin.log_normalizer - reached <= NEAR:
+    error = 0.0 if begin.known is None else begin.known.relative_variance**0.5
+    if begin.log_normalizer is not None and abs(begin.log_normalizer - reached) + error <= NEAR:
         return begin, flow, 1
     other = begin._replace(proposed=None)
     likeliest = begin_flow(keys[0], builder, other, shape)

@@ -110,7 +110,7 @@ class _Round(NamedTuple):
         return self.over(mixture)
 
     def over(self, log_proposal: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-        """Log of the base over such densities; none where there is no base, as on a bound, where they may be none either."""
+        """Log of the base over such densities; minus infinity where there is no base, as on a bound."""
         log_weight = np.full(len(self.log_base), -np.inf)
         return np.subtract(self.log_base, log_proposal, out=log_weight, where=np.isfinite(self.log_base))
 

@@ -32,6 +32,9 @@ FEW_PARAMETERS = 6
 """Number of parameters up to which proposals of weighed draws find a solution under large noise with fewer simulations than
 chains take."""
 
+LEAST_LOG_DENSITY = -1e6
+"""Of a proposed draw, nats: single precision has no more digits to tell such densities apart."""
+
 TIMES_WHERE_TRIVIAL = 50
 """Model runs of the weighed draws over those of the search, where one takes next to no time: as many as chains take."""
 
@@ -41,13 +44,13 @@ class Proposed(NamedTuple):
 
     Attributes:
         draws: In unconstrained coordinates, shape [N, D].
-        log_density: Of the solution, nats, normalised, shape [N].
-        log_weight: Of the solution over what the draws were proposed from; the mean of its exponential is one, shape [N].
+        log_density: Of the solution, nats, normalised, finite, shape [N].
+        log_proposal: Log density that they were proposed from, shape [N].
     """
 
     draws: Draws
     log_density: PerDraw
-    log_weight: PerDraw
+    log_proposal: PerDraw
 
 
 class Start(NamedTuple):
@@ -253,7 +256,8 @@ def _weighed_start(problem: Problem, weighed: Weighed, num_simulations: int) -> 
     weight = np.exp(weighed.log_weight)
     centred = weighed.moments - weight @ weighed.moments
     covariance = (centred * weight[:, None]).T @ centred
-    proposed = (weighed.draws, weighed.log_density, weighed.log_weight + math.log(len(weighed.draws)))
+    log_proposal = weighed.log_density - weighed.log_weight - math.log(len(weighed.draws))
+    proposed = (weighed.draws, np.maximum(weighed.log_density, LEAST_LOG_DENSITY), log_proposal)
     known = Known(
         log_density=columns[:, -1],
         log_normalizer=weighed.log_normalizer,

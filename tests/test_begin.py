@@ -210,10 +210,10 @@ def _weighed_step(seed: int, count: int) -> Start:
     rng = np.random.default_rng(seed)
     proposed = rng.normal(size=(count, 2))
     log_p = _step(proposed) - log_z
-    log_weight = log_p + 0.5 * np.square(proposed).sum(axis=1) + np.log(2 * np.pi)
-    weight = np.exp(log_weight)
+    log_g = -0.5 * np.square(proposed).sum(axis=1) - np.log(2 * np.pi)
+    weight = np.exp(log_p - log_g)
     draws = proposed[rng.choice(count, size=count, p=weight / weight.sum())]
-    return _start(draws)._replace(proposed=Proposed(*(jnp.asarray(x, float) for x in (proposed, log_p, log_weight))))
+    return _start(draws)._replace(proposed=Proposed(*(jnp.asarray(x, float) for x in (proposed, log_p, log_g))))
 
 
 @pytest.mark.parametrize("seed", [51, 52])
@@ -236,10 +236,23 @@ def test_divergence_is_that_of_two_normals():
     draws = 1.5 * rng.normal(size=(100_000, 1))
     log_g = scipy.stats.norm.logpdf(draws, 0, 1.5).sum(axis=1)
     log_p = scipy.stats.norm.logpdf(draws, 0.2, 1).sum(axis=1)
-    rows = _begin._Rows(*(jnp.asarray(x, float) for x in (draws, log_p, log_p - log_g)))
+    rows = _begin._Rows(*(jnp.asarray(x, float) for x in (draws, log_p, log_g)))
     loss, divergence = _begin._loss(Normal(jnp.array([-0.1]), jnp.ones(1)), rows)
     assert divergence == pytest.approx(0.09, abs=0.002)
     # The cross-entropy of the two is half a squared deviation more than a normal's.
     assert loss - divergence == pytest.approx(0.5 * np.log(2 * np.pi) + 0.5 * (1 + 0.09), abs=0.02)
     _, none = _begin._loss(Normal(jnp.array([0.2]), jnp.ones(1)), rows)
     assert none == pytest.approx(0.0, abs=1e-6)
+
+
+def test_no_draw_makes_the_divergence_no_number_or_flat():
+    """Draws where the solution, the flow or both have next to no density, and one that few proposals are near."""
+    flow = Normal(jnp.zeros(1), jnp.ones(1))
+    draws = jnp.array([[0.0], [1e4], [1e30], [0.5]])
+    rows = _begin._Rows(draws, jnp.array([-1.0, -1e6, -1e6, -100.0]), jnp.array([-1.0, -5.0, -300.0, -5.0]))
+    loss, slopes = jax.value_and_grad(lambda loc: _begin._loss(Normal(loc, jnp.ones(1)), rows)[0])(jnp.zeros(1))
+    assert jnp.isfinite(loss) and jnp.all(jnp.isfinite(slopes))
+    last = rows.at(np.array([3]))
+    # Mass where the property is not counts more the more of it there is.
+    assert jax.grad(lambda loc: _begin._loss(Normal(loc, jnp.ones(1)), last)[0])(jnp.zeros(1)) > 0
+    assert _begin._loss(flow, last)[1] > 0

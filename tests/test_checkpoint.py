@@ -422,10 +422,10 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="Expected a checkpoint; there is no"):
         epi.resume(tmp_path / "none.ckpt")
     foreign = tmp_path / "notes.txt"
-    foreign.write_text("numpyro-epi checkpoint 11\n")
+    foreign.write_text("numpyro-epi checkpoint 12\n")
     with pytest.raises(
         ValueError,
-        match=r"Expected 'numpyro-epi checkpoint 10' at the start of .*got 'numpyro-epi checkpoint 11'.*the version of",
+        match=r"Expected 'numpyro-epi checkpoint 11' at the start of .*got 'numpyro-epi checkpoint 12'.*the version of",
     ):
         epi.resume(foreign)
 
@@ -564,7 +564,7 @@ def test_a_run_in_a_thread_needs_no_signals(whole):
 def test_a_start_comes_back_whole():
     """All that a checkpoint holds of one: numbers and words by name, arrays beside them."""
     arrays = ("draws", "eta", "covariance", "independent", "log_density")
-    proposed = [f"proposed.{name}" for name in ("draws", "log_density", "log_weight")]
+    proposed = [f"proposed.{name}" for name in ("draws", "log_density", "log_proposal")]
     numbers = {"fit_draws": True, "message": "here", "log_normalizer": -1.5, "infeasible": None, "ess": 7.0}
     numbers |= {"times_solved": 1, "num_simulations": 12}
     assert set(numbers) == set(_plan.KEPT_OF_START)

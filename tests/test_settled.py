@@ -206,7 +206,7 @@ def test_the_fit_that_fresh_draws_show_to_be_nearer_is_kept(are_draws_right):
     rng = np.random.default_rng(7)
     proposals = 2.0 * rng.normal(size=(4000, 1))
     log_p = of_proposals.logpdf(proposals[:, 0])
-    columns = proposals, log_p, log_p - scipy.stats.norm(0.0, 2.0).logpdf(proposals[:, 0])
+    columns = proposals, log_p, scipy.stats.norm(0.0, 2.0).logpdf(proposals[:, 0])
     draws = of_draws.rvs(size=(4000, 1), random_state=rng)
     begin = starts.Start(jnp.asarray(draws, float), True, jnp.array([-1.0]), "By hand.", covariance=jnp.eye(1))
     begin = begin._replace(proposed=starts.Proposed(*(jnp.asarray(column, float) for column in columns)))
@@ -228,7 +228,7 @@ def test_no_other_fit_is_made_where_the_first_is_near(log_normalizer, monkeypatc
     problem = epi.Problem(model, epi.EmergentProperty(epi.Target(lambda sites: sites["x"], 1.0)))
     draws = 1.0 + np.random.default_rng(7).normal(size=(4000, 1))
     log_p = scipy.stats.norm(1.0, 1.0).logpdf(draws[:, 0])
-    proposed = starts.Proposed(*(jnp.asarray(column, float) for column in (draws, log_p, 0 * log_p)))
+    proposed = starts.Proposed(*(jnp.asarray(column, float) for column in (draws, log_p, log_p)))
     begin = starts.Start(jnp.asarray(draws, float), True, jnp.array([-1.0]), "By hand.", covariance=jnp.eye(1))
     begin = begin._replace(proposed=proposed, log_normalizer=log_normalizer)
     fits = []
