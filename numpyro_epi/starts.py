@@ -207,7 +207,6 @@ class Pilot(AbstractStart):
             raise ValueError("Expected a proper prior for pilot draws; this one is improper. Use starts.Gaussian.")
         budget = {"batch": self.batch, "max_simulations": self.max_simulations}
         near = approach(problem, pilot_key, num_draws=self.num_draws, spreads=self.spreads, **budget)
-        most = self.max_simulations * (TIMES_WHERE_TRIVIAL if is_trivial(problem) else 1)
         is_near = near.tolerance <= self.spreads and near.ess >= problem.dim + 1
         begin: Near | None = near
         spent = near.num_simulations
@@ -215,14 +214,8 @@ class Pilot(AbstractStart):
             begin = tilt_prior(problem, prior_key, self.num_weighed, **budget) if self.num_weighed else None
             spent += max(1, self.max_simulations // self.batch) * self.batch if self.num_weighed else 0
         if begin is not None and self.num_weighed:
-            weighed = weigh_draws(
-                problem,
-                jax.random.fold_in(key, 2),
-                begin,
-                num_draws=self.num_weighed,
-                batch=self.batch,
-                max_simulations=most,
-            )
+            budget["max_simulations"] = self.max_simulations * (TIMES_WHERE_TRIVIAL if is_trivial(problem) else 1)
+            weighed = weigh_draws(problem, jax.random.fold_in(key, 2), begin, num_draws=self.num_weighed, **budget)
             if weighed.ess >= self.num_draws:
                 return _weighed_start(problem, weighed, spent)
             spent += weighed.num_simulations
