@@ -14,7 +14,7 @@ from numpyro.infer.reparam import NeuTraReparam
 from problems import EXACT, angular_frequency, exact_kl, growth_rate, multiplier_error
 
 import numpyro_epi as epi
-from numpyro_epi import _plan, _settled
+from numpyro_epi import _checkpoint, _fit, _plan, _settled
 from numpyro_epi._certificate import Known
 from numpyro_epi._fresh import measure
 from numpyro_epi._pool import pooled
@@ -165,14 +165,19 @@ def test_flow_that_cannot_follow_its_start_is_not_called_an_infeasible_property(
 
 
 class Spent(epi.starts.AbstractStart):
-    """One that took so many simulations."""
+    """One that took so many simulations, and knows, where it knows the multipliers, what its draws were chosen from."""
 
     count: int
     is_known: bool
 
     def __call__(self, key, problem):
-        eta = jnp.ones(1) if self.is_known else None
-        return epi.starts.Start(jax.random.normal(key, (200, 1)), False, eta, "Begun.", num_simulations=self.count)
+        draws = jax.random.normal(key, (200, 1))
+        start = epi.starts.Start(draws, False, None, "Begun.", num_simulations=self.count)
+        if not self.is_known:
+            return start
+        log_density = -jnp.square(draws[:, 0])
+        proposed = epi.starts.Proposed(draws, log_density, log_density + 1.0)
+        return start._replace(eta=jnp.ones(1), proposed=proposed)
 
 
 @pytest.mark.parametrize("certify", [True, False])
@@ -189,7 +194,8 @@ def test_simulations_of_all_parts_are_counted(certify, tmp_path, monkeypatch):
         looked.append(pool.num_simulations)
         return pool
 
-    monkeypatch.setattr(_plan, "measure", measured)
+    for module in (_plan, _settled):
+        monkeypatch.setattr(module, "measure", measured)
     monkeypatch.setattr(_settled, "pooled", pooled_and_counted)
     start = epi.starts.FirstOf((Spent(500, False), Spent(1000, True)))
     result = short_fit(small_problem(), start=start, max_steps=25, num_draws=30, certify=certify)
@@ -198,6 +204,23 @@ def test_simulations_of_all_parts_are_counted(certify, tmp_path, monkeypatch):
     assert f"{result.num_simulations:.1e} simulations" in str(result)
     result.save(tmp_path / "fit.nc")
     assert epi.load(tmp_path / "fit.nc", small_problem(), flow=LIGHT).num_simulations == result.num_simulations
+
+
+def test_a_checkpoint_holds_what_the_draws_were_chosen_from(tmp_path, monkeypatch):
+    """As the start gives it: further attempts are fitted to it, also after a stop."""
+    saved = []
+
+    def save(self, about, arrays, *, now=False):
+        if "begin" in about:
+            saved.append(_checkpoint.Saved(about, arrays, self.path))
+
+    monkeypatch.setattr(_checkpoint.Keeper, "save", save)
+    # A fit that is measured first and is no further from the solution is kept.
+    short_fit(small_problem(), start=Spent(10, True), max_steps=25, checkpoint=tmp_path / "run.ckpt", every=0.0)
+    found = _fit._begun(saved[0]).proposed
+    assert found is not None
+    np.testing.assert_array_equal(found.log_proposal, found.log_density + 1.0)
+    assert found.draws.shape == (200, 1)
 
 
 class Weighed(epi.starts.AbstractStart):

@@ -214,8 +214,8 @@ def test_the_fit_that_fresh_draws_show_to_be_nearer_is_kept(are_draws_right):
     found = _settled.settle(keys, problem, light, begin, conditioner(problem), measure_with=(8, 500), may_solve=False)
     assert found.begin.proposed is (None if are_draws_right else begin.proposed)
     z = found.flow.sample(jr.key(9), (4000,))
-    # Four standard errors.
-    assert jnp.mean(z) == pytest.approx(1.0, abs=4 / np.sqrt(4000) + 0.05)
+    # Four standard errors of the draws' mean, and as many of the mean that the flow was fitted to.
+    assert jnp.mean(z) == pytest.approx(1.0, abs=8 / np.sqrt(4000))
 
 
 @pytest.mark.parametrize("log_normalizer", [-0.5, None])
