@@ -112,11 +112,17 @@ def solve(problem: Problem, key: Key, settings: ChainSettings) -> Solved:
     for attempt in range(NUM_ATTEMPTS):
         found, is_lost = _solve(problem, jax.random.fold_in(key, attempt) if attempt else key, settings)
         spent += found.num_simulations
-        is_finite = bool(np.all(np.isfinite(found.eta)) and np.isfinite(found.log_normalizer) and np.any(found.error))
+        is_finite = bool(np.isfinite(found.log_normalizer) and _differ(found))
         if is_finite and (not is_lost or settings.within is not None or not any(wanted_spreads(problem))):
             break
         settings = replace(settings, within=WITHIN) if is_finite else _slower(settings)
     return found._replace(num_simulations=spent, converged=found.converged and is_finite)
+
+
+def _differ(found: Solved) -> bool:
+    """Whether the multipliers are finite and differ between the chains by more than rounding."""
+    rounding = np.finfo(found.draws.dtype).eps * np.abs(found.eta)
+    return bool(np.all(np.isfinite(found.eta)) and np.any(np.sqrt(np.diagonal(found.error)) > rounding))
 
 
 def _slower(settings: ChainSettings) -> ChainSettings:
