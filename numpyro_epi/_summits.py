@@ -118,15 +118,31 @@ def join(
         return np.zeros(len(places), int)
     _, near = KDTree(whitened[leaders]).query(whitened[leaders], k=min(NEIGHBOURS + 1, len(leaders)))
     pairs = np.array(sorted({(min(i, j), max(i, j)) for i, row in enumerate(near) for j in row if i != j}))
-    needed = np.minimum(*(heights[leaders[side]] for side in pairs.T)) - depth
-    ends = jnp.asarray(places[leaders], float)
-    joined = _lowest(_lowest_straight_on, height, ends, pairs, limits) > needed
+    tops, ends = heights[leaders], jnp.asarray(places[leaders], float)
+    lowest = _lowest(_lowest_straight_on, height, ends, pairs, limits)
     # A way that bends takes long to find: only for what is not joined yet.
-    label = _components(pairs[joined], len(leaders))
+    label = _merged(pairs, lowest, tops, depth)
     apart = np.flatnonzero(label[pairs[:, 0]] != label[pairs[:, 1]])
     if len(apart):
-        joined[apart] = _lowest(_lowest_on_the_way, height, ends, pairs[apart], limits) > needed[apart]
-    return _components(pairs[joined], len(leaders))[crowd]
+        bent = _lowest(_lowest_on_the_way, height, ends, pairs[apart], limits)
+        lowest[apart] = np.maximum(lowest[apart], bent)
+    return _merged(pairs, lowest, tops, depth)[crowd]
+
+
+def _merged(
+    pairs: Int[np.ndarray, "K 2"], lowest: Float[np.ndarray, " K"], tops: Float[np.ndarray, " N"], depth: float
+) -> Int[np.ndarray, " N"]:
+    """Number of each summit's mode, from 0, where a dip of ``depth`` below the lower of two modes' tops parts them.
+
+    Pairs with the highest passes come first (Chazal et al. 2013, J. ACM 60:41): a climb that ended on the way up would else join
+    the modes on either side of it, since the dips on both its sides are small.
+    """
+    top = np.arange(len(tops))
+    for pair in np.argsort(-lowest, kind="stable"):
+        lower, higher = sorted(top[pairs[pair]], key=tops.__getitem__)
+        if tops[lower] - lowest[pair] < depth:
+            top[top == lower] = higher
+    return np.unique(top, return_inverse=True)[1]
 
 
 def foremost(places: Float[np.ndarray, "N D"], heights: Float[np.ndarray, " N"], limits: Limits, depth: float) -> int:

@@ -15,7 +15,7 @@ from problems import EXACT
 from scipy import stats
 
 import numpyro_epi as epi
-from numpyro_epi import Problem
+from numpyro_epi import Problem, _summits
 from numpyro_epi._density import AbstractUnconstrained, Density, OfFlow, Tilted
 from numpyro_epi.statistics import value
 
@@ -211,6 +211,17 @@ class BumpyRing(AbstractUnconstrained):
         angle = jax.random.uniform(angle_key, (count,), maxval=2 * jnp.pi)
         radius = 3 + 0.2 * jax.random.normal(radius_key, (count,))
         return radius[:, None] * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
+
+
+def test_a_climb_that_ends_on_the_way_does_not_join_the_modes_beside_it():
+    """Two summits with 0.4 nats between them, and a climb that ended at the bottom."""
+    places = np.array([0.0, np.pi, 2 * np.pi])[:, None]
+    limits = _summits.Limits.of(jnp.asarray(places, float))
+    heights = 0.2 * np.cos(places[:, 0])
+    for depth, count in ((0.3, 2), (0.5, 1)):
+        labels = _summits.join(lambda u: 0.2 * jnp.cos(u[0]), places, heights, limits, depth)
+        assert len(set(labels)) == count
+        assert (labels[0] == labels[2]) == (count == 1)
 
 
 @pytest.mark.slow
