@@ -41,6 +41,15 @@ def pytest_configure(config):
 
 
 @pytest.fixture
+def optimised():
+    """Programs compiled as users' are, where a test is about the same numbers by different programs."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.fixture
 def double_precision():
     jax.config.update("jax_enable_x64", True)
     yield

@@ -92,7 +92,7 @@ def test_without_compilation():
 
 
 @pytest.mark.slow
-def test_size_of_a_chunk_changes_nothing(monkeypatch):
+def test_size_of_a_chunk_changes_nothing(monkeypatch, optimised):
     """Only where a run looks at itself: the flow, the multipliers and the history go on as they would."""
 
     def run(chunks):
