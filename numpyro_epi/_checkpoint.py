@@ -32,7 +32,7 @@ from ._files import put
 from ._problem import Problem
 
 KIND = b"numpyro-epi checkpoint "
-MAGIC = KIND + b"11\n"
+MAGIC = KIND + b"12\n"
 """First line; the number is that of the format."""
 
 LEAST_UNPACKED, MOST_UNPACKED = 2**26, 100

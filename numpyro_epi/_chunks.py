@@ -186,7 +186,7 @@ def seems_near(run: Chunks, problem: Problem, tolerance: float, max_gap: float, 
         return True
     off = violations(run.found[-1][0], problem)
     near = np.max(np.abs(off[len(off) // 2 :].mean(axis=0))) <= tolerance
-    return bool(near and _distance(run.found[-1][0], problem, log_normalizer) <= max_gap)
+    return bool(near and _distance(run, run.found[-1][0], problem, log_normalizer) <= max_gap)
 
 
 def is_stuck(run: Chunks, problem: Problem, max_gap: float, log_normalizer: float | None) -> bool:
@@ -196,17 +196,20 @@ def is_stuck(run: Chunks, problem: Problem, max_gap: float, log_normalizer: floa
     """
     if len(run.found) != math.ceil(STUCK_PART * NUM_CHUNKS):
         return False
-    late = [_distance(each[0], problem, log_normalizer) for each in run.found[-STUCK_CHUNKS:]]
+    late = [_distance(run, each[0], problem, log_normalizer) for each in run.found[-STUCK_CHUNKS:]]
     return bool(np.median(late) > STUCK_GAPS * max_gap)
 
 
-def _distance(records: EpochRecord, problem: Problem, log_normalizer: float | None) -> float:
-    """Estimate of ``KL(q || p_eta)`` in the second half of a chunk, nats; without ``log Z`` half of the log ratio's variance."""
+def _distance(run: Chunks, records: EpochRecord, problem: Problem, log_normalizer: float | None) -> float:
+    """Estimate of ``KL(q || p_eta)`` in the second half of a chunk, nats; without ``log Z`` half of the log ratio's variance.
+
+    The multipliers are the first ones, which are the solution's: those of a guide that does not follow it may have moved on.
+    """
     late = slice(len(records.step) // 2, None)
     by_variance = float(0.5 * np.median(np.asarray(records.slack_variance)[late]))
     if log_normalizer is None or not math.isfinite(log_normalizer):
         return by_variance
-    slack = np.sum(np.asarray(records.eta) * (np.asarray(records.moment) - problem.target), axis=1)
+    slack = (np.asarray(records.moment) - problem.target) @ np.asarray(run.found[0][0].eta)[0]
     found = float(np.mean((log_normalizer - np.asarray(records.base_entropy) + slack)[late]))
     # No distance is negative: the normaliser is wrong.
     return found if found > -WRONG else by_variance

@@ -32,7 +32,7 @@ from ._settled import pool_of, settle
 from ._snapshots import Recorder
 from ._stop import StoppedBeforeFirstStep, StopRequest
 from ._types import Key, Metric, Moments
-from .multipliers import AbstractMultiplierRule, Fixed, Natural
+from .multipliers import AbstractMultiplierRule, Natural, Yielding
 from .objectives import AbstractObjective, Anchored
 
 FRESH_BATCHES, LOOK_BATCHES = 80, 20
@@ -67,6 +67,9 @@ modes' shares at .66 instead of .5; with these at .03 and .50."""
 STILL_FALLING = 0.9
 """Ratio of the worst violation in the last quarter of a run to that in the third, and of what it falls to in the end to that in
 the last quarter, below which it is on its way to its target."""
+
+HELD_PART = 0.5
+"""Of a run's steps, after which the multipliers that its start knows move for a guide that does not have the property by them."""
 
 START_BATCHES = 8
 """Batches that measure the guide before the first step."""
@@ -326,7 +329,7 @@ class Plan(NamedTuple):
 
     def _settings(self, begin: starts.Start) -> "_Settings":
         problem, method = self.problem, self.method
-        rule = _rule_for(method.rule, begin)
+        rule = _rule_for(method.rule, begin, self.max_steps, self.tolerance)
         objective = objectives.default(problem) if method.objective is None else method.objective
         annealed = rule.anneals and begin.eta is None
         return _Settings(
@@ -549,11 +552,20 @@ class _Settings(NamedTuple):
         return loop, state, finite_share
 
 
-def _rule_for(rule: AbstractMultiplierRule, begin: starts.Start) -> AbstractMultiplierRule:
-    """The rule of a run: multipliers that the start knows are not moved by `Natural`."""
-    if begin.eta is not None and isinstance(rule, Natural):
-        return Fixed(penalty=rule.penalty, steps_per_epoch=rule.steps_per_epoch, shrinkage=rule.shrinkage)
-    return rule
+def _rule_for(
+    rule: AbstractMultiplierRule, begin: starts.Start, max_steps: int, tolerance: float
+) -> AbstractMultiplierRule:
+    """The rule of a run: multipliers that the start knows are not moved by `Natural`, and stay for most of the steps."""
+    if begin.eta is None or not isinstance(rule, Natural):
+        return rule
+    return Yielding(
+        held_epochs=int(HELD_PART * max_steps / rule.steps_per_epoch),
+        slack=0.5 * tolerance,
+        penalty=rule.penalty,
+        rate=rule.rate,
+        steps_per_epoch=rule.steps_per_epoch,
+        shrinkage=rule.shrinkage,
+    )
 
 
 def _optimizer_for(begin: starts.Start, max_steps: int) -> optax.GradientTransformation:

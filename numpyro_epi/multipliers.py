@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from ._arguments import as_number, check_count, check_positive
 from ._types import Key, Metric, Moments, Scalar
 
-__all__ = ["AbstractMultiplierRule", "EpochSummary", "Fixed", "GrowingPenalty", "Natural"]
+__all__ = ["AbstractMultiplierRule", "EpochSummary", "Fixed", "GrowingPenalty", "Natural", "Yielding"]
 
 
 class EpochSummary(NamedTuple):
@@ -112,9 +112,8 @@ class Natural(AbstractMultiplierRule[NaturalState]):
 class Fixed(AbstractMultiplierRule[NaturalState]):
     """Multipliers and metric stay what they are at the start: for starts that solved the dual.
 
-    `fit` takes it in place of `Natural` where the start knows the multipliers. Updates from the guide's own draws would
-    follow the guide's errors: a few draws far from the property inflate the moments' covariance and with it the steps
-    of the multipliers.
+    Updates from the guide's own draws would follow the guide's errors: a few draws far from the property inflate the moments'
+    covariance and with it the steps of the multipliers.
 
     Attributes:
         penalty: Dimensionless factor of the metric ``P = penalty C^-1``, of order 1.
@@ -139,6 +138,62 @@ class Fixed(AbstractMultiplierRule[NaturalState]):
 
     def update(self, state: NaturalState, epoch: EpochSummary) -> NaturalState:
         return state
+
+
+class YieldingState(NamedTuple):
+    """State of `Yielding`: multipliers, metric, the moments' standard deviations, last step, and epochs that have passed."""
+
+    eta: Moments
+    metric: Metric
+    scale: Moments
+    step: Moments
+    epochs: Scalar
+
+
+class Yielding(AbstractMultiplierRule[YieldingState]):
+    """Multipliers stay for a while, as `Fixed`; then they move while a moment is off its target.
+
+    `fit` takes it in place of `Natural` where the start knows the solution's multipliers. A flow that cannot follow the solution
+    does not have the property at these: its own are those at which it does, for some entropy. The steps are those of `Natural`,
+    by the covariance of the solution's moments, with momentum (Polyak 1964): such a flow gives way less than the solution would.
+
+    Attributes:
+        held_epochs: Epochs in which the multipliers stay.
+        slack: Distance of a moment from its target up to which they stay too, in the moment's standard deviations at the start.
+        penalty: Dimensionless factor of the metric ``P = penalty C^-1``, of order 1.
+        rate: Share of the full step ``P R`` taken after each epoch.
+        momentum: Share of the last step that is added to it.
+        steps_per_epoch: Optimiser steps between two updates.
+        shrinkage: Weight of the identity in the correlation matrix.
+    """
+
+    held_epochs: int = 50
+    slack: float = 0.025
+    penalty: float = 2.0
+    rate: float = 0.1
+    momentum: float = 0.8
+    steps_per_epoch: int = 25
+    shrinkage: float = 0.01
+    anneals = False
+
+    def __check_init__(self):
+        check_positive(slack=self.slack, penalty=self.penalty, rate=self.rate)
+        check_count("steps_per_epoch", self.steps_per_epoch)
+        check_count("held_epochs", self.held_epochs, 0)
+        if not 0 <= as_number(self.momentum) < 1:
+            raise ValueError(f"Expected 0 <= momentum < 1; got {self.momentum!r}.")
+        if not 0 < as_number(self.shrinkage) <= 1:
+            raise ValueError(f"Expected 0 < shrinkage <= 1; got {self.shrinkage!r}.")
+
+    def init(self, key: Key, covariance: Metric) -> YieldingState:
+        metric = self.penalty * shrunk_inverse(covariance, self.shrinkage)
+        scale = jnp.sqrt(jnp.diagonal(covariance))
+        return YieldingState(jnp.zeros_like(scale), metric, scale, jnp.zeros_like(scale), jnp.zeros((), int))
+
+    def update(self, state: YieldingState, epoch: EpochSummary) -> YieldingState:
+        moves = (state.epochs >= self.held_epochs) & jnp.any(jnp.abs(epoch.violation) > self.slack * state.scale)
+        step = jnp.where(moves, self.momentum * state.step + self.rate * state.metric @ epoch.violation, 0.0)
+        return state._replace(eta=state.eta + step, step=step, epochs=state.epochs + 1)
 
 
 class GrowingPenaltyState(NamedTuple):

@@ -422,10 +422,10 @@ def test_missing_and_foreign_files(tmp_path):
     with pytest.raises(FileNotFoundError, match="Expected a checkpoint; there is no"):
         epi.resume(tmp_path / "none.ckpt")
     foreign = tmp_path / "notes.txt"
-    foreign.write_text("numpyro-epi checkpoint 12\n")
+    foreign.write_text("numpyro-epi checkpoint 13\n")
     with pytest.raises(
         ValueError,
-        match=r"Expected 'numpyro-epi checkpoint 11' at the start of .*got 'numpyro-epi checkpoint 12'.*the version of",
+        match=r"Expected 'numpyro-epi checkpoint 12' at the start of .*got 'numpyro-epi checkpoint 13'.*the version of",
     ):
         epi.resume(foreign)
 

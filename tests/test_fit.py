@@ -164,6 +164,28 @@ def test_flow_that_cannot_follow_its_start_is_not_called_an_infeasible_property(
     assert "can be had" not in from_prior.status_message
 
 
+def test_a_flow_that_cannot_follow_the_solution_has_the_property_nevertheless():
+    """One normal, however its coordinates are mixed, on a ring: at the ring's multipliers its squared radius is too spread."""
+
+    def plane():
+        numpyro.sample("z", dist.Normal(0.0, 1.0).expand([2]).to_event(1))
+
+    squared = epi.statistic()(lambda sites: jnp.sum(sites["z"] ** 2))
+    problem = epi.Problem(plane, epi.EmergentProperty(epi.Target(squared, mean=9.0, std=1.0)))
+    result = epi.fit(jax.random.key(1), problem, flow=LIGHT, num_draws=300, max_steps=1500, progress=False)
+    assert result.satisfied, str(result)
+    assert not result.certified and result.certificate.gap > 0.05
+    # Those of the solution are reported: a chi-square tilted by w and (w - 9)^2.
+    radius = np.linspace(0.0, 30.0, 20_001)
+    off = radius - 9.0
+    density = np.exp(-0.5 * radius - result.eta @ [off, off**2 - 1.0])
+    found = [np.average(moment, weights=density) for moment in (radius, off**2)]
+    np.testing.assert_allclose(found, [9.0, 1.0], rtol=0.02)
+    first, last = result.records["multiplier"][[0, -1]]
+    np.testing.assert_array_equal(first, result.records["multiplier"][len(result.records["step"]) // 2 - 1])
+    assert last[1] > 1.5 * first[1]
+
+
 class Spent(epi.starts.AbstractStart):
     """One that took so many simulations, and knows, where it knows the multipliers, what its draws were chosen from."""
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from numpyro_epi.multipliers import EpochSummary, GrowingPenalty, GrowingPenaltyState, Natural, welch_t_test
+from numpyro_epi.multipliers import EpochSummary, GrowingPenalty, GrowingPenaltyState, Natural, Yielding, welch_t_test
 
 KEY = jr.key(0)
 RULES = {
     "natural": Natural(),
     "natural_full_step": Natural(rate=1.0, forgetting=1.0, shrinkage=1.0),
+    "yielding": Yielding(held_epochs=0),
     "growing_penalty": GrowingPenalty(steps_per_epoch=20, num_norms=10),
 }
 NUM_STEPS = 20
@@ -218,6 +219,20 @@ def test_growing_penalty_tosses_a_new_coin_each_epoch():
     np.testing.assert_allclose(later.norms, np.square(noisy(1).batch_violations[-12:]).sum(axis=1), rtol=1e-5)
 
 
+def test_yielding_multipliers_stay_while_they_are_held_and_while_moments_are_near():
+    rule = Yielding(held_epochs=2, slack=0.1, rate=0.25, momentum=0.5, shrinkage=1e-9)
+    deviation = np.sqrt(np.diag(COVARIANCE))
+    off, near = 0.11 * deviation, 0.09 * deviation
+    state, found = rule.init(KEY, jnp.asarray(COVARIANCE, float)), []
+    for violation in (off, off, off, off, near, off):
+        state = rule.update(state, steady(violation))
+        found.append(np.asarray(state.eta))
+    step = 0.25 * 2.0 * np.linalg.solve(COVARIANCE, off)
+    # Momentum adds half of the step before, and is lost where nothing moves.
+    for eta, steps in zip(found, (0.0, 0.0, 1.0, 2.5, 2.5, 3.5), strict=True):
+        np.testing.assert_allclose(eta, steps * step, rtol=1e-3, atol=1e-6)
+
+
 BAD_FIELDS = {
     "penalty": (Natural, {"penalty": 0.0}, "Expected penalty > 0; got 0.0"),
     "penalty_nan": (Natural, {"penalty": np.nan}, "Expected penalty > 0; got nan"),
@@ -225,6 +240,10 @@ BAD_FIELDS = {
     "steps": (Natural, {"steps_per_epoch": 0}, "Expected steps_per_epoch to be an integer >= 1; got 0"),
     "forgetting": (Natural, {"forgetting": 1.5}, "Expected 0 < forgetting <= 1; got 1.5"),
     "shrinkage": (Natural, {"shrinkage": 0.0}, "Expected 0 < shrinkage <= 1; got 0.0"),
+    "held": (Yielding, {"held_epochs": -1}, "Expected held_epochs to be an integer >= 0; got -1"),
+    "slack": (Yielding, {"held_epochs": 0, "slack": 0.0}, "Expected slack > 0; got 0.0"),
+    "momentum": (Yielding, {"held_epochs": 0, "momentum": 1.0}, "Expected 0 <= momentum < 1; got 1.0"),
+    "yielding_shrinkage": (Yielding, {"held_epochs": 0, "shrinkage": 2.0}, "Expected 0 < shrinkage <= 1; got 2.0"),
     "initial_penalty": (GrowingPenalty, {"initial_penalty": 0.0}, "Expected initial_penalty > 0; got 0.0"),
     "factor": (GrowingPenalty, {"shrinkage_factor": 2.0}, "Expected 0 <= shrinkage_factor <= 1; got 2.0"),
     "growth": (GrowingPenalty, {"growth": 0.5}, "Expected growth >= 1; got 0.5"),
