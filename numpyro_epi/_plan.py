@@ -32,7 +32,7 @@ from ._settled import pool_of, settle
 from ._snapshots import Recorder
 from ._stop import StoppedBeforeFirstStep, StopRequest
 from ._types import Key, Metric, Moments
-from .multipliers import AbstractMultiplierRule, Natural, Yielding
+from .multipliers import AbstractMultiplierRule, Natural, Yielding, YieldingState
 from .objectives import AbstractObjective, Anchored
 
 FRESH_BATCHES, LOOK_BATCHES = 80, 20
@@ -525,6 +525,9 @@ class _Settings(NamedTuple):
         if begin.covariance is not None:
             covariance = np.asarray(begin.covariance)
         rule = _begin_rule(self.rule, keys[3], jnp.asarray(covariance, float), begin.eta)
+        if isinstance(rule, YieldingState):
+            scale = self.problem.scale(np.sqrt(np.diagonal(covariance)))
+            rule = rule._replace(scale=jnp.asarray(scale, rule.scale.dtype))
         origin = parameters, parameters, self.optimizer.init(parameters), rule
         state = LoopState(
             *origin,
@@ -562,7 +565,7 @@ def _rule_for(
         held_epochs=int(HELD_PART * max_steps / rule.steps_per_epoch),
         slack=0.5 * tolerance,
         penalty=rule.penalty,
-        rate=rule.rate,
+        rate=min(rule.rate, Yielding.rate),
         steps_per_epoch=rule.steps_per_epoch,
         shrinkage=rule.shrinkage,
     )

@@ -32,6 +32,9 @@ NOT_FOLLOWED = (
 )
 """Advice for a run that fell short of what its start knew."""
 
+FAR = 0.2
+"""Distance of a guide from the solution, nats, above which the solution's multipliers are not taken for those of its density."""
+
 
 class Result(eqx.Module):
     """The outcome of `fit`.
@@ -155,7 +158,9 @@ class Result(eqx.Module):
     def density(self) -> Density:
         """The guide as a density on the constrained scale: gradients, modes, conditional draws, sensitive directions."""
         is_near = self.satisfied and self.settings.get("pathwise", False) and bool(np.all(np.isfinite(self.eta)))
-        return Density(self.problem, OfFlow(self.flow), self.eta if is_near else None)
+        # A guide that has the property by multipliers of its own is not the solution of these.
+        is_far = self.certificate is not None and self.certificate.gap > FAR
+        return Density(self.problem, OfFlow(self.flow), self.eta if is_near and not is_far else None)
 
     def statistics(self, key: Key, n: int = 1000) -> "xr.Dataset":
         """Measure the statistics of ``n`` fresh draws.

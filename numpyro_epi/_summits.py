@@ -120,13 +120,16 @@ def join(
     pairs = np.array(sorted({(min(i, j), max(i, j)) for i, row in enumerate(near) for j in row if i != j}))
     tops, ends = heights[leaders], jnp.asarray(places[leaders], float)
     lowest = _lowest(_lowest_straight_on, height, ends, pairs, limits)
-    # A way that bends takes long to find: only for what is not joined yet.
-    label = _merged(pairs, lowest, tops, depth)
-    apart = np.flatnonzero(label[pairs[:, 0]] != label[pairs[:, 1]])
-    if len(apart):
+    is_bent = np.zeros(len(pairs), bool)
+    while True:
+        label = _merged(pairs, lowest, tops, depth)
+        # A way that bends takes long to find: only for what is not joined yet, or not any more.
+        apart = np.flatnonzero((label[pairs[:, 0]] != label[pairs[:, 1]]) & ~is_bent)
+        if not len(apart):
+            return label[crowd]
         bent = _lowest(_lowest_on_the_way, height, ends, pairs[apart], limits)
         lowest[apart] = np.maximum(lowest[apart], bent)
-    return _merged(pairs, lowest, tops, depth)[crowd]
+        is_bent[apart] = True
 
 
 def _merged(

@@ -11,7 +11,7 @@ from typing import Generic, NamedTuple, TypeVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ._arguments import as_number, check_count, check_positive
 from ._types import Key, Metric, Moments, Scalar
@@ -68,6 +68,8 @@ class NaturalState(NamedTuple):
 
 class Natural(AbstractMultiplierRule[NaturalState]):
     """Steps along the natural gradient of the dual: no unit and no schedule to tune.
+
+    Where the start knows the solution's multipliers, `fit` takes `Yielding` in its place; pass `Fixed` for ones that never move.
 
     The dual's Hessian is the covariance ``C`` of the moments, so ``P = penalty C^-1`` makes it round, and
 
@@ -140,14 +142,19 @@ class Fixed(AbstractMultiplierRule[NaturalState]):
         return state
 
 
+LONGEST_STEP = 0.2
+"""Of `Yielding`, in the inverse of a moment's scale: that of a violation of one standard deviation, at the default rate and
+penalty and without momentum."""
+
+
 class YieldingState(NamedTuple):
-    """State of `Yielding`: multipliers, metric, the moments' standard deviations, last step, and epochs that have passed."""
+    """State of `Yielding`: multipliers, metric, the moments' scales, last step, and epochs that have passed."""
 
     eta: Moments
     metric: Metric
     scale: Moments
     step: Moments
-    epochs: Scalar
+    epochs: Int[Array, ""]
 
 
 class Yielding(AbstractMultiplierRule[YieldingState]):
@@ -158,8 +165,9 @@ class Yielding(AbstractMultiplierRule[YieldingState]):
     by the covariance of the solution's moments, with momentum (Polyak 1964): such a flow gives way less than the solution would.
 
     Attributes:
-        held_epochs: Epochs in which the multipliers stay.
-        slack: Distance of a moment from its target up to which they stay too, in the moment's standard deviations at the start.
+        held_epochs: Epochs in which the multipliers stay, at least one.
+        slack: Distance of a moment from its target up to which they stay too, in units of its scale (`Problem.scale`) in a fit,
+            of its standard deviation at the start else.
         penalty: Dimensionless factor of the metric ``P = penalty C^-1``, of order 1.
         rate: Share of the full step ``P R`` taken after each epoch.
         momentum: Share of the last step that is added to it.
@@ -191,9 +199,14 @@ class Yielding(AbstractMultiplierRule[YieldingState]):
         return YieldingState(jnp.zeros_like(scale), metric, scale, jnp.zeros_like(scale), jnp.zeros((), int))
 
     def update(self, state: YieldingState, epoch: EpochSummary) -> YieldingState:
-        moves = (state.epochs >= self.held_epochs) & jnp.any(jnp.abs(epoch.violation) > self.slack * state.scale)
-        step = jnp.where(moves, self.momentum * state.step + self.rate * state.metric @ epoch.violation, 0.0)
-        return state._replace(eta=state.eta + step, step=step, epochs=state.epochs + 1)
+        epochs = state.epochs + 1
+        # Rounding is all that a moment without a scale can be off by.
+        is_off = (state.scale > 0) & (jnp.abs(epoch.violation) > self.slack * state.scale)
+        step = self.momentum * state.step + self.rate * state.metric @ epoch.violation
+        # A few draws far from the property would else decide where the multipliers go.
+        step = step / jnp.maximum(1.0, jnp.max(jnp.abs(step) * state.scale) / LONGEST_STEP)
+        step = jnp.where((epochs >= self.held_epochs) & jnp.any(is_off), step, 0.0)
+        return state._replace(eta=state.eta + step, step=step, epochs=epochs)
 
 
 class GrowingPenaltyState(NamedTuple):

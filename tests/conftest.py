@@ -14,7 +14,7 @@ import jaxlib
 # A test runs a program once or a few times, and most of its time went into compiling it: twice as fast so. XLA ends a process
 # whose flags it does not know, and flags come and go.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-if jaxlib.version.__version_info__ < (0, 11):
+if jaxlib.version.__version_info__ < (0, 10, 3):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import jax
@@ -42,11 +42,14 @@ def pytest_configure(config):
 
 @pytest.fixture
 def optimised():
-    """Programs compiled as users' are, where a test is about the same numbers by different programs."""
+    """Programs that LLVM optimises, where a test is about the same numbers by different programs."""
+    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
+    # What is compiled already is found again whatever the setting.
     jax.clear_caches()
     yield
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", before)
+    jax.clear_caches()
 
 
 @pytest.fixture

@@ -224,6 +224,20 @@ def test_a_climb_that_ends_on_the_way_does_not_join_the_modes_beside_it():
         assert (labels[0] == labels[2]) == (count == 1)
 
 
+def test_summits_that_a_higher_one_joins_are_joined_by_bent_ways_too():
+    """Two groups on a ring, and a climb between them that ended lower than both; straight on, dips are deeper than round."""
+    angles = np.concatenate([[0.0], 0.77 + 0.02 * np.arange(11), -0.77 - 0.02 * np.arange(11)])
+    radius = np.r_[3.1265, np.full(22, 3.0)]
+    places = radius[:, None] * np.column_stack([np.cos(angles), np.sin(angles)])
+
+    def height(u):
+        return -0.5 * ((jnp.hypot(*u) - 3.0) / 0.2) ** 2
+
+    heights = np.array([float(height(place)) for place in places])
+    limits = _summits.Limits.of(jnp.asarray(places, float))
+    assert len(set(_summits.join(height, places, heights, limits, 0.3))) == 1
+
+
 @pytest.mark.slow
 def test_summits_are_joined_by_ways_that_bend():
     """Straight lines between the summits pass 1.5 from the centre, 28 nats deep."""

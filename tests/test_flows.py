@@ -88,14 +88,12 @@ def name(request):
 
 @contextmanager
 def double_precision():
-    """So that a tolerance tells a wrong formula from rounding; compiled in a hurry, which is what these tests cost."""
+    """So that a tolerance tells a wrong formula from rounding."""
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
         jax.config.update("jax_enable_x64", False)
-        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def is_frozen(leaf):

@@ -220,17 +220,27 @@ def test_growing_penalty_tosses_a_new_coin_each_epoch():
 
 
 def test_yielding_multipliers_stay_while_they_are_held_and_while_moments_are_near():
-    rule = Yielding(held_epochs=2, slack=0.1, rate=0.25, momentum=0.5, shrinkage=1e-9)
+    rule = Yielding(held_epochs=2, slack=0.01, rate=0.25, momentum=0.5, shrinkage=1e-9)
     deviation = np.sqrt(np.diag(COVARIANCE))
-    off, near = 0.11 * deviation, 0.09 * deviation
+    off, near = 0.011 * deviation, 0.009 * deviation
     state, found = rule.init(KEY, jnp.asarray(COVARIANCE, float)), []
     for violation in (off, off, off, off, near, off):
         state = rule.update(state, steady(violation))
         found.append(np.asarray(state.eta))
     step = 0.25 * 2.0 * np.linalg.solve(COVARIANCE, off)
     # Momentum adds half of the step before, and is lost where nothing moves.
-    for eta, steps in zip(found, (0.0, 0.0, 1.0, 2.5, 2.5, 3.5), strict=True):
+    for eta, steps in zip(found, (0.0, 1.0, 2.5, 4.25, 4.25, 5.25), strict=True):
         np.testing.assert_allclose(eta, steps * step, rtol=1e-3, atol=1e-6)
+
+
+def test_yielding_multipliers_take_no_long_steps_and_heed_nothing_that_does_not_vary():
+    rule, variance = Yielding(held_epochs=0), np.diag([4.0, 0.0])
+    state = rule.init(KEY, jnp.asarray(variance, float))
+    state = rule.update(state, steady(np.array([1e6, 0.0]), variance))
+    # Two tenths of one over the standard deviation.
+    np.testing.assert_allclose(state.eta, [0.1, 0.0], rtol=1e-5)
+    later = rule.update(state, steady(np.array([0.0, 1e-7]), variance))
+    np.testing.assert_array_equal(later.eta, state.eta)
 
 
 BAD_FIELDS = {
