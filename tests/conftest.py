@@ -43,7 +43,7 @@ def pytest_configure(config):
 @pytest.fixture
 def optimised():
     """Programs that LLVM optimises, where a test is about the same numbers by different programs."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     # What is compiled already is found again whatever the setting.
     jax.clear_caches()
