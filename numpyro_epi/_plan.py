@@ -31,7 +31,7 @@ from ._result import Result
 from ._settled import pool_of, settle
 from ._snapshots import Recorder
 from ._stop import StoppedBeforeFirstStep, StopRequest
-from ._types import Key, Metric, Moments
+from ._types import Key, Moments
 from .multipliers import AbstractMultiplierRule, Natural, Yielding, YieldingState
 from .objectives import AbstractObjective, Anchored
 
@@ -524,10 +524,7 @@ class _Settings(NamedTuple):
             mean, covariance, finite_share = first.mean, first.covariance, first.finite_share
         if begin.covariance is not None:
             covariance = np.asarray(begin.covariance)
-        rule = _begin_rule(self.rule, keys[3], jnp.asarray(covariance, float), begin.eta)
-        if isinstance(rule, YieldingState):
-            scale = self.problem.scale(np.sqrt(np.diagonal(covariance)))
-            rule = rule._replace(scale=jnp.asarray(scale, rule.scale.dtype))
+        rule = begin_rule(self.problem, self.rule, keys[3], covariance, begin.eta)
         origin = parameters, parameters, self.optimizer.init(parameters), rule
         state = LoopState(
             *origin,
@@ -609,8 +606,14 @@ def _certifies(asked: bool | None, problem: Problem, num_proposals: int, *, simu
     return cost(problem, num_proposals) <= MAX_CERTIFICATE_SHARE * simulations if asked is None else asked
 
 
-def _begin_rule(rule: AbstractMultiplierRule, key: Key, covariance: Metric, eta: Moments | None) -> Any:
-    state = rule.init(key, covariance)
+def begin_rule(
+    problem: Problem, rule: AbstractMultiplierRule, key: Key, covariance: np.ndarray, eta: Moments | None
+) -> Any:
+    """The rule's first state, at the start's multipliers where these are known, and in the verdict's units."""
+    state = rule.init(key, jnp.asarray(covariance, float))
+    if isinstance(state, YieldingState):
+        scale = problem.scale(np.sqrt(np.diagonal(covariance)))
+        state = state._replace(scale=jnp.asarray(scale, state.scale.dtype))
     return state if eta is None else state._replace(eta=eta.astype(state.eta.dtype))
 
 

@@ -12,7 +12,7 @@ from flowjax.bijections import TriangularAffine
 from flowjax.distributions import Normal, VmapMixture
 
 import numpyro_epi as epi
-from numpyro_epi import flows, multipliers
+from numpyro_epi import _plan, flows, multipliers
 from numpyro_epi._certificate import assess
 from numpyro_epi._chunks import Chunks, is_stuck, seems_near
 from numpyro_epi._fresh import measure
@@ -328,6 +328,25 @@ def test_runs_that_get_nowhere_are_stuck_and_runs_that_are_near_may_end():
     assert not seems_near(close, problem, 0.05, 0.05, -1.0)
     assert seems_near(records([3.0, 0.04], problem), problem, 0.05, 0.05, -1.0)
     assert seems_near(Chunks(None, []), problem, 0.05, 0.05, -1.0)
+
+
+def test_runs_are_near_by_the_solution_s_multipliers_wherever_theirs_have_moved():
+    wanted = epi.EmergentProperty(epi.Target(named("z", lambda s: s["z"][0]), 0.5))
+    problem = epi.Problem(uniform(0.0, 1.0), wanted)
+    run = records([0.0, 0.0], problem)
+    ((first,), (last,)) = run.found
+    # A hundredth beyond the target costs a hundredth of a nat by multipliers of one, and a nat by those of a hundred.
+    last = last._replace(moment=last.moment + 0.01, eta=100.0 * last.eta)
+    assert seems_near(run._replace(found=[[first], [last]]), problem, 0.05, 0.05, -1.0)
+    assert not seems_near(run._replace(found=[[last], [last]]), problem, 0.05, 0.05, -1.0)
+
+
+def test_multipliers_that_yield_know_the_verdict_s_scales():
+    wanted = epi.EmergentProperty(epi.Target(named("z", lambda s: s["z"][0]), 0.5, std=0.1))
+    problem = epi.Problem(uniform(0.0, 1.0), wanted)
+    state = _plan.begin_rule(problem, multipliers.Yielding(), KEY, np.diag([1.0, 9.0]), jnp.array([2.0, 3.0]))
+    np.testing.assert_allclose(state.scale, [0.1, 2 * 0.1**2], rtol=1e-6)
+    np.testing.assert_array_equal(state.eta, [2.0, 3.0])
 
 
 def test_the_fast_inverse_is_flowjaxs():
