@@ -90,6 +90,15 @@ def test_a_guide_that_misses_its_targets_does_not_win_by_entropy():
     assert restarts.chosen == 1
 
 
+def test_of_guides_about_as_near_one_that_has_the_property_is_chosen():
+    """The same guide three times, of which the first and the second do not; the third is .04 or .06 nats further off."""
+    for behind, chosen in ((0.04, 2), (0.06, 0)):
+        found = candidates(wells(1.0) * 3, [STATUS.unsatisfied, STATUS.unsatisfied, STATUS.satisfied])
+        last = found.verdicts[2]
+        found.verdicts[2] = last._replace(base_entropy=last.base_entropy - behind)
+        assert ranked(found)[1].chosen == chosen
+
+
 def test_two_guides_of_one_mode_each_are_mixed_by_the_modes_masses():
     both, restarts = ranked(candidates(wells(1.0, -1.0)))
     assert restarts.mixed
