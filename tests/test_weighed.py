@@ -8,6 +8,7 @@ import numpyro.distributions as dist
 import pytest
 import scipy.integrate
 import scipy.optimize
+import scipy.stats
 from flowjax.distributions import Normal
 
 import numpyro_epi as epi
@@ -88,6 +89,10 @@ def test_normal_solution_is_exact():
     kl = 0.5 * (1 / 16 + 9.0 - 1.0 - np.log(1 / 16))
     # The normaliser's log is a mean of weights over proposals: its error is theirs.
     assert abs(found.log_normalizer + kl) < 5 / np.sqrt(found.ess)
+    # The draws' density is of the same normaliser, its optimism of about M / 2 ess included; x alone has moments.
+    slack = (found.moments - NORMAL.target) @ found.eta
+    log_base = scipy.stats.norm.logpdf(found.draws).sum(axis=1)
+    np.testing.assert_allclose(found.log_density, log_base - slack - found.log_normalizer, atol=0.05 / found.ess + 1e-5)
     # The weighted means of x and of its square are the targets; the third and fourth moments need the right shape.
     assert_mean(found, (x - 3.0) ** 3, 0.0, np.sqrt(15) / 64)
     assert_mean(found, (x - 3.0) ** 4, 3 / 256, np.sqrt(96) / 256)
