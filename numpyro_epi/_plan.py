@@ -555,7 +555,7 @@ class _Settings(NamedTuple):
 def _rule_for(
     rule: AbstractMultiplierRule, begin: starts.Start, max_steps: int, tolerance: float
 ) -> AbstractMultiplierRule:
-    """The rule of a run: multipliers that the start knows are not moved by `Natural`, and stay for most of the steps."""
+    """The rule of a run: multipliers that the start knows stay for a part of the steps, instead of being moved by `Natural`."""
     if begin.eta is None or not isinstance(rule, Natural):
         return rule
     return Yielding(

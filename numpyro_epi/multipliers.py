@@ -95,9 +95,7 @@ class Natural(AbstractMultiplierRule[NaturalState]):
     def __check_init__(self):
         check_positive(penalty=self.penalty, rate=self.rate)
         check_count("steps_per_epoch", self.steps_per_epoch)
-        for name, share in (("forgetting", self.forgetting), ("shrinkage", self.shrinkage)):
-            if not 0 < as_number(share) <= 1:
-                raise ValueError(f"Expected 0 < {name} <= 1; got {share!r}.")
+        _check_shares(forgetting=self.forgetting, shrinkage=self.shrinkage)
 
     def init(self, key: Key, covariance: Metric) -> NaturalState:
         return NaturalState(jnp.zeros_like(covariance[0]), self._metric(covariance), covariance)
@@ -131,8 +129,7 @@ class Fixed(AbstractMultiplierRule[NaturalState]):
     def __check_init__(self):
         check_positive(penalty=self.penalty)
         check_count("steps_per_epoch", self.steps_per_epoch)
-        if not 0 < as_number(self.shrinkage) <= 1:
-            raise ValueError(f"Expected 0 < shrinkage <= 1; got {self.shrinkage!r}.")
+        _check_shares(shrinkage=self.shrinkage)
 
     def init(self, key: Key, covariance: Metric) -> NaturalState:
         metric = self.penalty * shrunk_inverse(covariance, self.shrinkage)
@@ -161,7 +158,7 @@ class Yielding(AbstractMultiplierRule[YieldingState]):
     """Multipliers stay for a while, as `Fixed`; then they move while a moment is off its target.
 
     `fit` takes it in place of `Natural` where the start knows the solution's multipliers. A flow that cannot follow the solution
-    does not have the property at these: its own are those at which it does, for some entropy. The steps are those of `Natural`,
+    does not have the property at these; at others it has, with less entropy. The steps are those of `Natural`,
     by the covariance of the solution's moments, with momentum (Polyak 1964): such a flow gives way less than the solution would.
 
     Attributes:
@@ -190,8 +187,7 @@ class Yielding(AbstractMultiplierRule[YieldingState]):
         check_count("held_epochs", self.held_epochs, 0)
         if not 0 <= as_number(self.momentum) < 1:
             raise ValueError(f"Expected 0 <= momentum < 1; got {self.momentum!r}.")
-        if not 0 < as_number(self.shrinkage) <= 1:
-            raise ValueError(f"Expected 0 < shrinkage <= 1; got {self.shrinkage!r}.")
+        _check_shares(shrinkage=self.shrinkage)
 
     def init(self, key: Key, covariance: Metric) -> YieldingState:
         metric = self.penalty * shrunk_inverse(covariance, self.shrinkage)
@@ -270,6 +266,12 @@ class GrowingPenalty(AbstractMultiplierRule[GrowingPenaltyState]):
         penalty = jnp.where(grows, state.penalty * self.growth, state.penalty)
         eta = state.eta + state.penalty * epoch.batch_violations[-1]
         return GrowingPenaltyState(eta, penalty * jnp.eye(eta.size, dtype=eta.dtype), penalty, norms, key)
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 < as_number(share) <= 1:
+            raise ValueError(f"Expected 0 < {name} <= 1; got {share!r}.")
 
 
 def shrunk_inverse(covariance: Metric, shrinkage: float) -> Metric:

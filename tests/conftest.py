@@ -11,8 +11,8 @@ if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_seta
 
 import jaxlib
 
-# A test runs a program once or a few times, and most of its time went into compiling it: twice as fast so. XLA ends a process
-# whose flags it does not know, and flags come and go.
+# A test runs each program a few times at most: compiling it takes longer, and half as long without optimisation. XLA ends a
+# process whose flag it does not know, so the flag is set for versions that are known to have it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if jaxlib.version.__version_info__ < (0, 10, 3):
     os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")

@@ -2,6 +2,7 @@
 
 import math
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,6 +185,13 @@ def test_a_flow_that_cannot_follow_the_solution_has_the_property_nevertheless():
     first, last = result.records["multiplier"][[0, -1]]
     np.testing.assert_array_equal(first, result.records["multiplier"][len(result.records["step"]) // 2 - 1])
     assert last[1] > 1.5 * first[1]
+    # The guide has the property by these, so its density is not that of the reported ones where it is far from the solution.
+    far = result.certificate._replace(gap=0.21)
+    assert result.density.eta is not None
+    assert (
+        eqx.tree_at(lambda r: r.certificate, result, far, is_leaf=lambda leaf: leaf is result.certificate).density.eta
+        is None
+    )
 
 
 class Spent(epi.starts.AbstractStart):
